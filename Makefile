@@ -1,0 +1,47 @@
+# Every target works on a fresh machine that has git, make and Python 3.11 or 3.12: each makes .venv first if need be.
+PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3)
+BIN := .venv/bin
+INSTALLED := .venv/installed
+.DEFAULT_GOAL := help
+
+.PHONY: help setup demo test test-slow lint style check-conf bench clean
+
+help: ## Show the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(INSTALLED) ## Make .venv and install the pinned packages
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 13), sys.version' \
+		|| { echo "needs Python 3.11 or 3.12; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED) ## Teach the tiny model to read handwriting, on the CPU, in minutes
+	$(BIN)/python -m harness experiment=demo tuner=dora
+
+test: $(INSTALLED) ## Run the fast tests (CPU, no network, under three minutes)
+	$(BIN)/python -m pytest -m "not slow and not gpu and not multi_gpu"
+
+test-slow: $(INSTALLED) ## Run the tests that start whole runs
+	$(BIN)/python -m pytest -m "slow and not gpu and not multi_gpu"
+
+lint: $(INSTALLED) ## Check style and types
+	$(BIN)/ruff check harness tests
+	$(BIN)/ruff format --check harness tests
+	$(BIN)/mypy
+
+style: $(INSTALLED) ## Format and fix what can be fixed by itself
+	$(BIN)/ruff format harness tests
+	$(BIN)/ruff check --fix harness tests
+
+check-conf: $(INSTALLED) ## Compose and validate every shipped config
+	$(BIN)/python -m pytest tests/test_conf.py
+
+bench: $(INSTALLED) ## Measure steps of a Qwen3-VL-4B with random weights (needs a GPU)
+	$(BIN)/python -m harness.model.random_checkpoint --shape 4b --out outputs/random_4b
+	$(BIN)/python -m harness experiment=bench_4b
+
+clean: ## Remove .venv and caches; run folders stay
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache
