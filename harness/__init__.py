@@ -1,0 +1,1 @@
+"""Hydra-driven research harness for fine-tuning Qwen3-VL with PyTorch Lightning."""

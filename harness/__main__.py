@@ -1,0 +1,48 @@
+"""`python -m harness`: composes and checks the command line, then starts one run or a multirun."""
+
+import os
+import sys
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from omegaconf import DictConfig
+
+from harness import compose, registry
+from harness.errors import UserError
+from harness.experiment import resume
+from harness.experiment.launch import Launcher
+from harness.help import render_help
+
+_UNCHECKED = ("hydra_help", "version", "info", "shell_completion", "config_path", "config_name", "config_dir")
+"""Hydra flags that show something of Hydra's, or read configs from elsewhere: left to Hydra alone."""
+
+
+def main() -> int:
+    """Returns the exit code: 0 success, 2 a mistake of the user's, anything else a crash."""
+    registry.load()
+    args = get_args_parser().parse_args()
+    try:
+        if args.help:
+            print(render_help(args.overrides))
+            return 0
+        overrides = resume.apply(args.overrides)
+        if not any(getattr(args, flag, None) for flag in _UNCHECKED):
+            compose.check(overrides, multirun=args.multirun)
+    except UserError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in args.overrides] + overrides
+    launcher = Launcher()
+
+    @hydra.main(config_path=str(registry.CONF), config_name=compose.ROOT, version_base="1.3")
+    def task(cfg: DictConfig) -> float | None:
+        return launcher.start(cfg)
+
+    task()
+    return launcher.finish()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

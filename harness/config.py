@@ -1,0 +1,120 @@
+"""The typed config of one run: its groups, the rules across them, and its frozen copy on disk.
+
+Needs neither torch nor any optional package, so that a wrong command line fails in well under a second.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from harness import registry
+from harness.errors import UserError, reject
+
+VOLATILE = ("logging", "trainer.resume", "trainer.log_every_steps", "trainer.devices", "data.workers")
+"""Keys that change neither the trained weights nor the metrics, and so are no part of a run's identity."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RunConfig:
+    """One run. Each group holds the config object of the implementation that the command line chose."""
+
+    model: Any = MISSING
+    tuner: Any = MISSING
+    freeze: Any = MISSING
+    optim: Any = MISSING
+    data: Any = MISSING
+    memory: Any = MISSING
+    logging: Any = MISSING
+    trainer: Any = MISSING
+    seed: int = 42
+    """Seed of initialisation, dropout and data order."""
+
+    def __post_init__(self) -> None:
+        """Checks the rules that span groups; the range of a single key is its own dataclass's matter."""
+        if self.seed < 0:
+            raise reject("seed", self.seed, "must be 0 or more")
+        if self.trainer.monitor == "val/exact_match" and not self.data.generation.enabled:
+            raise reject(
+                "trainer.monitor", self.trainer.monitor, "is measured by generation: set data.generation.enabled=true"
+            )
+        fp16 = self.memory.precision.name == "fp16"
+        if fp16 and self.tuner.name == "full" and self.model.dtype.name != "float32":
+            raise reject(
+                "memory.precision", "fp16", "full fine-tuning under a gradient scaler needs model.dtype=float32"
+            )
+
+
+ConfigStore.instance().store(group="schema", name="run", node=RunConfig)
+
+
+def to_run_config(cfg: DictConfig) -> RunConfig:
+    """Turns a composed config into checked objects.
+
+    Raises:
+        UserError: A value is missing, out of range, or at odds with another group.
+    """
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise UserError(f"{missing[0]} is not set: give {missing[0]}=... on the command line")
+    run = OmegaConf.to_object(cfg)
+    assert isinstance(run, RunConfig)
+    return run
+
+
+def save(cfg: DictConfig, path: Path) -> None:
+    """Writes the resolved config, from which `load` makes the same RunConfig again."""
+    path.write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
+
+
+def load(path: Path) -> RunConfig:
+    """Reads a config written by `save`, checked against the schemas as they are now.
+
+    Raises:
+        UserError: The file is missing, or a key in it is unknown to this version.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; a run folder holds a config.yaml")
+    stored = OmegaConf.load(path)
+    assert isinstance(stored, DictConfig)
+    typed = OmegaConf.structured(RunConfig)
+    for group in registry.GROUPS:
+        typed[group] = OmegaConf.structured(registry.get(group, stored[group].name).config)
+    return to_run_config(OmegaConf.merge(typed, stored))  # type: ignore[arg-type]
+
+
+def to_plain(run: RunConfig) -> dict[str, Any]:
+    """Returns the config as nested dicts, lists, strings and numbers (enums by name)."""
+    plain = OmegaConf.to_container(OmegaConf.structured(run), resolve=True, enum_to_str=True)
+    assert isinstance(plain, dict)
+    return plain  # type: ignore[return-value]
+
+
+def identity(run: RunConfig) -> dict[str, Any]:
+    """Returns the config as flat `group.key` pairs, without what changes no result."""
+    return {
+        key: value
+        for key, value in flatten(to_plain(run)).items()
+        if not any(key == volatile or key.startswith(volatile + ".") for volatile in VOLATILE)
+    }
+
+
+def config_hash(run: RunConfig) -> str:
+    """Twelve hex digits that name what a run computes: equal for equal configs, whatever its loggers and paths."""
+    text = json.dumps(identity(run), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flattens nested dicts to dotted keys; lists stay values."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,19 @@
+"""The one exception for what a user can cause; `python -m harness` turns it into exit code 2."""
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend: says the key or place, the value found and the remedy.
+
+    It takes one message only, so that it survives pickling across worker processes.
+    """
+
+
+def reject(key: str, value: object, remedy: str) -> UserError:
+    """Builds the error for a config value that can not be used.
+
+    Args:
+        key: Full config key, for example `tuner.rank`.
+        value: The value found there.
+        remedy: What to write instead.
+    """
+    return UserError(f"{key}={value}: {remedy}")

@@ -1,0 +1,100 @@
+"""Binds each implementation's typed config to its builder, and offers the configs to Hydra as schemas.
+
+An implementation is a module `harness/<group>/<name>.py` with a `@dataclass(kw_only=True, slots=True)` config, whose
+field `name` defaults to the module's name, and one builder decorated with `@register(group, Config)`. The registry
+stores the dataclass in Hydra's ConfigStore as `schema/<group>/<name>`; `conf/<group>/<name>.yaml` begins with it.
+"""
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hydra.core.config_store import ConfigStore
+
+from harness.errors import UserError
+
+GROUPS = ("model", "tuner", "freeze", "optim", "data", "memory", "logging", "trainer")
+"""Config groups that hold implementations, in the order in which a run builds them."""
+
+_PACKAGE = Path(__file__).parent
+CONF = next(path for path in (_PACKAGE.parent / "conf", _PACKAGE / "conf") if path.is_dir())
+"""The folder of Hydra configs: beside the package in a checkout, inside it in an installed wheel."""
+
+Builder = TypeVar("Builder", bound=Callable[..., Any])
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Entry:
+    """One registered implementation."""
+
+    group: str
+    name: str
+    config: type
+    build: Callable[..., Any]
+
+
+_entries: dict[tuple[str, str], Entry] = {}
+
+
+def register(group: str, config: type) -> Callable[[Builder], Builder]:
+    """Registers a builder under the name that its config's field `name` defaults to.
+
+    Args:
+        group: Config group, `tuner` or nested as `memory/quant`.
+        config: Dataclass with slots (without them Hydra accepts `+tuner.rnak=4` in silence).
+
+    Raises:
+        TypeError: The config is no dataclass with slots and a default for `name`, or the name is taken.
+    """
+    if not dataclasses.is_dataclass(config) or "__slots__" not in vars(config):
+        raise TypeError(f"{config.__name__} must be a @dataclass(kw_only=True, slots=True)")
+    name = {field.name: field.default for field in dataclasses.fields(config)}.get("name")
+    if not isinstance(name, str):
+        raise TypeError(f"{config.__name__} needs a field `name: str` with a default")
+
+    def bind(build: Builder) -> Builder:
+        if (group, name) in _entries:
+            raise TypeError(f"{group}={name} is registered twice")
+        _entries[group, name] = Entry(group, name, config, build)
+        ConfigStore.instance().store(group=f"schema/{group}", name=name, node=config, package=group.replace("/", "."))
+        return build
+
+    return bind
+
+
+def load() -> None:
+    """Imports every implementation that `conf/` names, so that its schema is known to Hydra.
+
+    Only modules with a YAML file of the same name are imported: the others hold what builders import when they run
+    (torch, peft, lightning), which keeps `--help` and `--cfg` fast.
+    """
+    for group in GROUPS:
+        for module in sorted((_PACKAGE / group).glob("*.py")):
+            if (CONF / group / f"{module.stem}.yaml").is_file():
+                importlib.import_module(f"harness.{group}.{module.stem}")
+
+
+def get(group: str, name: str) -> Entry:
+    """Returns the entry, or raises UserError with the names known in that group."""
+    try:
+        return _entries[group, name]
+    except KeyError:
+        known = ", ".join(names(group)) or "none"
+        raise UserError(f"{group}.name={name}: no such implementation; known: {known}") from None
+
+
+def names(group: str) -> list[str]:
+    """Names of the implementations of a group, sorted."""
+    return sorted(entry.name for entry in _entries.values() if entry.group == group)
+
+
+def options(group: str) -> list[str]:
+    """What can stand behind `<group>=` on the command line: implementations and presets, sorted."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def build(group: str, config: Any, *args: Any) -> Any:
+    """Calls the builder that belongs to a config object of a group."""
+    return get(group, config.name).build(config, *args)
