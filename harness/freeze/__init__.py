@@ -1,0 +1,1 @@
+"""Policies that name which components stay frozen."""

@@ -1,0 +1,63 @@
+"""Compute precision and activation checkpointing, the LLM and the ViT apart."""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from harness.registry import register
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Precision(Enum):
+    """Type in which matrix products run."""
+
+    auto = "auto"
+    bf16 = "bf16"
+    fp16 = "fp16"
+    fp32 = "fp32"
+
+
+@dataclass(kw_only=True, slots=True)
+class StandardConfig:
+    """Memory against time."""
+
+    name: str = "standard"
+    precision: Precision = Precision.auto
+    """Compute type. auto follows `model.dtype`; bf16 or fp16 over float32 weights is mixed precision."""
+    checkpointing: bool = False
+    """Recompute the LLM's activations in the backward pass: less memory, about a third more time."""
+    vit_checkpointing: bool | None = None
+    """The same for the ViT; null follows `checkpointing`."""
+
+
+@register("memory", StandardConfig)
+def build(config: StandardConfig, model: "PreTrainedModel") -> None:
+    """Switches checkpointing on in the model, in place and non-reentrant.
+
+    Reentrant checkpointing loses the gradients of a block whose input needs none, which is every first block under
+    adapters.
+    """
+    from functools import partial
+
+    from torch.utils.checkpoint import checkpoint
+
+    vit = config.checkpointing if config.vit_checkpointing is None else config.vit_checkpointing
+    for tower, enabled in ((model.model.language_model, config.checkpointing), (model.model.visual, vit)):
+        for module in tower.modules():
+            if hasattr(module, "gradient_checkpointing"):
+                module.gradient_checkpointing = enabled
+                module._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+
+
+def resolved_precision(config: StandardConfig, dtype: str) -> Precision:
+    """Returns the compute type: never auto.
+
+    Args:
+        config: The memory config.
+        dtype: Name of the base weights' type, `float32`, `bfloat16` or `float16`.
+    """
+    if config.precision is not Precision.auto:
+        return config.precision
+    return {"float32": Precision.fp32, "bfloat16": Precision.bf16, "float16": Precision.fp16}[dtype]

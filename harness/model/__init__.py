@@ -1,0 +1,1 @@
+"""Loads Qwen3-VL checkpoints and runs their training forward pass."""

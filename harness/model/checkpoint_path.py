@@ -1,0 +1,41 @@
+"""Finds the checkpoint that `model.path` names and refuses what is no Qwen3-VL, before any weight is read."""
+
+import json
+from pathlib import Path
+
+from harness.errors import UserError, reject
+
+SHIPPED = "harness:"
+"""Prefix of checkpoints that come with the package."""
+MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe")
+"""`model_type` values in config.json that this harness trains."""
+
+
+def resolve(path: str) -> str:
+    """Returns a folder, or the hub id unchanged.
+
+    Raises:
+        UserError: The path looks like a folder and is none, or holds no Qwen3-VL.
+    """
+    if path.startswith(SHIPPED):
+        folder = Path(__file__).parent / f"{path.removeprefix(SHIPPED)}_checkpoint"
+        if not folder.is_dir():
+            raise reject("model.path", path, "no such checkpoint in the package; known: harness:tiny")
+        return str(folder)
+    if Path(path).is_dir():
+        _check_folder(path)
+    elif path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).is_file():
+        raise reject("model.path", path, "no such folder; give a checkpoint folder or a hub id")
+    return path
+
+
+def _check_folder(path: str) -> None:
+    config = Path(path) / "config.json"
+    if not config.is_file():
+        raise reject("model.path", path, "the folder has no config.json, so it is no checkpoint of transformers")
+    try:
+        kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    except json.JSONDecodeError as error:
+        raise reject("model.path", path, f"its config.json is not JSON ({error})") from error
+    if kind not in MODEL_TYPES:
+        raise reject("model.path", path, f"is a {kind!r} checkpoint, not a Qwen3-VL ({' or '.join(MODEL_TYPES)})")
