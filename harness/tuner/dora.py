@@ -1,0 +1,60 @@
+"""DoRA (Liu et al., arXiv 2402.09353): the weight is split into magnitude and direction, m (W + B A) / ||W + B A||.
+
+B starts at zero and m at ||W||, so the model starts unchanged. As in the paper's section 4.3 the norm is taken as a
+constant in the backward pass, which is what PEFT does.
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from harness.registry import register
+from harness.tuner.lora import AdapterDtype
+from harness.tuner.low_rank import check_low_rank
+
+if TYPE_CHECKING:
+    from harness.model.component import Component
+    from harness.model.loading import Loaded
+    from harness.tuner.tuned import Tuned
+
+
+@dataclass(kw_only=True, slots=True)
+class DoraConfig:
+    """Same defaults as lora, so that the two compare at equal settings."""
+
+    name: str = "dora"
+    rank: int = 8
+    """Rank of the directional update."""
+    alpha: float = 32.0
+    """Scale of the directional update: alpha / rank."""
+    dropout: float = 0.05
+    """Probability of dropping an input of the adapter, 0 to 1."""
+    target_modules: list[str] = field(default_factory=lambda: ["all-linear"])
+    """Module names as a suffix (`q_proj`, `mlp.up_proj`) or all-linear: every linear layer of what is not frozen."""
+    dtype: AdapterDtype = AdapterDtype.float32
+    """Storage type of A, B and the magnitudes."""
+
+    def __post_init__(self) -> None:
+        check_low_rank(self.rank, self.alpha, self.dropout, self.target_modules)
+
+
+@register("tuner", DoraConfig)
+def build(config: DoraConfig, loaded: "Loaded", trainable: "frozenset[Component]") -> "Tuned":
+    """Puts DoRA into the linear layers of the trainable components; each gets a magnitude per output feature.
+
+    Args:
+        config: Rank, scale and targets.
+        loaded: The frozen base model.
+        trainable: Components that get adapters.
+    """
+    from harness.tuner.peft_lora import wrap
+
+    return wrap(
+        loaded,
+        trainable,
+        target_modules=config.target_modules,
+        dtype=config.dtype.name,
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        use_dora=True,
+    )

@@ -1,0 +1,87 @@
+"""LoRA (Hu et al., arXiv 2106.09685): W x + (alpha / rank) B A x with W frozen, A random and B zero at start.
+
+With `rslora` the scale is alpha / sqrt(rank) (arXiv 2312.03732). PiSSA (arXiv 2404.02948) and OLoRA (arXiv 2406.01775)
+start A and B from the SVD or QR of W and take their product out of W, so the model starts unchanged all the same.
+"""
+
+import re
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from harness.errors import reject
+from harness.registry import register
+from harness.tuner.low_rank import check_low_rank
+
+if TYPE_CHECKING:
+    from harness.model.component import Component
+    from harness.model.loading import Loaded
+    from harness.tuner.tuned import Tuned
+
+
+class AdapterDtype(Enum):
+    """Storage type of adapter weights."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class Bias(Enum):
+    """Which biases train beside the adapters."""
+
+    none = "none"
+    all = "all"
+    lora_only = "lora_only"
+
+
+@dataclass(kw_only=True, slots=True)
+class LoraConfig:
+    """Defaults are those of ms-swift's guide for Qwen3-VL: rank 8, alpha 32, dropout 0.05."""
+
+    name: str = "lora"
+    rank: int = 8
+    """Rank of the update. More is more capacity, memory and time."""
+    alpha: float = 32.0
+    """Scale of the update: alpha / rank, or alpha / sqrt(rank) with rslora."""
+    dropout: float = 0.05
+    """Probability of dropping an input of the adapter, 0 to 1."""
+    target_modules: list[str] = field(default_factory=lambda: ["all-linear"])
+    """Module names as a suffix (`q_proj`, `mlp.up_proj`) or all-linear: every linear layer of what is not frozen."""
+    init: str = "default"
+    """Start of A and B: default (Kaiming, zero), gaussian, pissa, pissa_niter_N (fast SVD, N iterations), olora."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank), which keeps high ranks stable."""
+    bias: Bias = Bias.none
+    """Biases that train too: none, all, or lora_only (of the layers that have an adapter)."""
+    dtype: AdapterDtype = AdapterDtype.float32
+    """Storage type of A and B; float32 keeps small updates that bfloat16 would round away."""
+
+    def __post_init__(self) -> None:
+        check_low_rank(self.rank, self.alpha, self.dropout, self.target_modules)
+        if not re.fullmatch(r"default|gaussian|pissa|pissa_niter_[1-9]\d*|olora", self.init):
+            raise reject("tuner.init", self.init, "known: default, gaussian, pissa, pissa_niter_N, olora")
+
+
+@register("tuner", LoraConfig)
+def build(config: LoraConfig, loaded: "Loaded", trainable: "frozenset[Component]") -> "Tuned":
+    """Puts LoRA into the linear layers of the trainable components.
+
+    Args:
+        config: Rank, scale, targets and start.
+        loaded: The frozen base model; with pissa and olora its weights change, the function it computes does not.
+        trainable: Components that get adapters.
+    """
+    from harness.tuner.peft_lora import wrap
+
+    return wrap(
+        loaded,
+        trainable,
+        target_modules=config.target_modules,
+        dtype=config.dtype.name,
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        use_rslora=config.rslora,
+        bias=config.bias.name,
+        init_lora_weights=True if config.init == "default" else config.init,
+    )

@@ -1,0 +1,60 @@
+"""What LoRA and its relatives share: wrapping with PEFT, the adapter's dtype, and an export that loads anywhere."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from harness.model.component import Component
+from harness.model.loading import Loaded
+from harness.tuner.target import target_regex
+from harness.tuner.tuned import Tuned
+
+DEFAULT_LR = 1e-4
+"""Default learning rate of adapters in ms-swift 4.6."""
+_CHANGES_BASE = ("pissa", "olora")
+"""Initialisations that take A B out of the base weights."""
+
+
+def wrap(
+    loaded: Loaded, trainable: frozenset[Component], *, target_modules: Sequence[str], dtype: str, **options: Any
+) -> Tuned:
+    """Wraps a base model with PEFT's LoRA.
+
+    Args:
+        loaded: The frozen base model, changed in place.
+        trainable: Components that get adapters.
+        target_modules: As in `target_regex`.
+        dtype: Name of the adapters' storage type.
+        options: Fields of `peft.LoraConfig`.
+    """
+    base = loaded.model
+    regex = target_regex(base, target_modules, trainable)
+    model = get_peft_model(base, LoraConfig(target_modules=regex, **options), autocast_adapter_dtype=False)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(getattr(torch, dtype))
+    exporter = _Exporter(model, str(options.get("init_lora_weights", True)).startswith(_CHANGES_BASE))
+    return Tuned(model, base, exporter.export, DEFAULT_LR)
+
+
+class _Exporter:
+    """Saves in PEFT's format, always as an adapter of the untouched base model.
+
+    PiSSA and OLoRA changed the base in memory. Their result is saved as the difference to the start, a LoRA of twice
+    the rank: [A | A0] and [B | -B0]. Saved plainly, it would load without a word and give a different model.
+    """
+
+    def __init__(self, model: PeftModel, changes_base: bool) -> None:
+        self._model = model
+        self._start = tempfile.TemporaryDirectory() if changes_base else None
+        if self._start:
+            model.save_pretrained(self._start.name)
+
+    def export(self, folder: Path) -> Path:
+        start = self._start.name if self._start else None
+        self._model.save_pretrained(str(folder / "adapter"), path_initial_model_for_weight_conversion=start)
+        return folder / "adapter"

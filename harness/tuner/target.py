@@ -1,0 +1,59 @@
+"""Turns `tuner.target_modules` and a freeze policy into the exact modules that get an adapter."""
+
+import re
+from collections.abc import Sequence
+
+from torch import nn
+
+from harness.errors import reject
+from harness.model.component import PREFIXES, Component, component_of, names
+
+ALL_LINEAR = "all-linear"
+"""Every linear layer of the trainable components but the head, as ms-swift's default."""
+
+
+def target_regex(model: nn.Module, targets: Sequence[str], trainable: frozenset[Component]) -> str:
+    """Returns a regular expression that PEFT matches in full against module names.
+
+    Args:
+        model: The base model.
+        targets: `all-linear`, or module names as a suffix (`q_proj`, `mlp.up_proj`).
+        trainable: Components that may get adapters.
+
+    Raises:
+        UserError: A target matches no linear layer, or only some in frozen components.
+    """
+    linears = [name for name, module in model.named_modules() if _is_linear(module) and not name.endswith("lm_head")]
+    chosen: list[str] = []
+    for target in targets:
+        matched = linears if target == ALL_LINEAR else [n for n in linears if n == target or n.endswith(f".{target}")]
+        if not matched:
+            leaves = sorted({name.rpartition(".")[2] for name in linears})
+            raise reject("tuner.target_modules", target, f"matches no linear layer; known: {', '.join(leaves)}")
+        free = [name for name in matched if component_of(name) in trainable]
+        if not free:
+            frozen = names(sorted({component_of(name) for name in matched}, key=lambda item: item.value))
+            raise reject("tuner.target_modules", target, f"lies only in {frozen}, which the freeze policy keeps frozen")
+        chosen += free
+    regex = _regex(chosen)
+    matched_names = {name for name, _ in model.named_modules() if re.fullmatch(regex, name)}
+    assert matched_names == set(chosen), matched_names ^ set(chosen)
+    return regex
+
+
+def _is_linear(module: nn.Module) -> bool:
+    # Quantised layers are subclasses of nn.Linear or carry its two sizes.
+    return isinstance(module, nn.Linear) or {"in_features", "out_features"} <= vars(module).keys()
+
+
+def _regex(chosen: Sequence[str]) -> str:
+    """Groups names by component prefix and drops layer numbers: short enough to read in adapter_config.json."""
+    suffixes: dict[str, set[str]] = {}
+    for name in chosen:
+        prefix = next(p for prefixes in PREFIXES.values() for p in prefixes if name.startswith(p))
+        suffixes.setdefault(prefix, set()).add(re.sub(r"\d+", "#", name.removeprefix(prefix)))
+    parts = [
+        re.escape(prefix) + "(?:" + "|".join(re.escape(s).replace(r"\#", r"\d+") for s in sorted(group)) + ")"
+        for prefix, group in suffixes.items()
+    ]
+    return "|".join(parts)
