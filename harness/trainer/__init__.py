@@ -1,0 +1,1 @@
+"""The training loop: LightningModule, validation, checkpoints, meter."""

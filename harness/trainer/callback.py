@@ -1,0 +1,139 @@
+"""What happens between optimiser steps, in one fixed order: record, validate, save.
+
+The order matters for an exact resume: a checkpoint that follows the validation of its step is never resumed into a
+run that skips that validation.
+"""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning
+import torch
+
+from harness.data.datamodule import DataModule
+from harness.experiment.folder import RunFolder
+from harness.trainer.checkpoint import Checkpointer
+from harness.trainer.evaluate import Evaluator
+from harness.trainer.module import TrainingModule
+from harness.trainer.recorder import Recorder
+from harness.trainer.standard import StandardConfig
+
+
+@dataclass(slots=True)
+class Best:
+    """The best validation so far."""
+
+    metric: str
+    value: float | None = None
+    step: int | None = None
+
+    def update(self, value: float, step: int) -> bool:
+        """Takes a new value and says whether it is the best: lower for a loss, higher for all else."""
+        sign = 1 if self.metric.endswith("loss") else -1
+        if self.value is not None and sign * value >= sign * self.value:
+            return False
+        self.value, self.step = value, step
+        return True
+
+
+@dataclass(slots=True)
+class Progression:
+    """What the run has come to: filled while it trains, read for the summary."""
+
+    best: Best
+    baseline: dict[str, float] = field(default_factory=dict)
+    """Metrics before the first step."""
+    val: dict[str, float] = field(default_factory=dict)
+    """Metrics of the last validation."""
+    train_loss: float | None = None
+    first_step_at: float | None = None
+    """Clock reading (`time.time()`) at the end of the first optimiser step."""
+
+
+class BetweenSteps(lightning.Callback):
+    """Drives recorder, evaluator and checkpointer."""
+
+    def __init__(
+        self,
+        config: StandardConfig,
+        folder: RunFolder,
+        data: DataModule,
+        recorder: Recorder,
+        evaluator: Evaluator | None,
+        checkpointer: Checkpointer,
+        progression: Progression,
+    ) -> None:
+        """Args: the trainer config, the run folder and the parts; no evaluator means no validation rows."""
+        self.data = data
+        self.folder = folder
+        self.recorder = recorder
+        self.evaluator = evaluator
+        self.checkpointer = checkpointer
+        self.progression = progression
+        self.log_every = config.log_every_steps
+        self.val_every = config.val_every_steps or data.steps_per_epoch(config.devices)
+        self.save_every = config.save_every_steps or self.val_every
+        self.val_at_start = config.val_at_start
+        self._last_step = 0
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Measures the untrained model, unless the run goes on from a checkpoint."""
+        assert isinstance(pl_module, TrainingModule)
+        self._last_step = trainer.global_step
+        pl_module.model.train()
+        with pl_module.meter.paused():
+            if self._last_step == 0 and self.val_at_start and self.evaluator is not None:
+                self.progression.baseline = self._evaluate(trainer, pl_module, 0)
+                self.recorder.write_start(self.progression.baseline)
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Acts when this micro-batch completed an optimiser step."""
+        assert isinstance(pl_module, TrainingModule)
+        step = trainer.global_step
+        if step == self._last_step:
+            return
+        self._last_step = step
+        self._record(pl_module, step)
+        last = step == pl_module.total_steps
+        validate = self.evaluator is not None and (last or step % self.val_every == 0)
+        save = last or step % self.save_every == 0
+        if not (validate or save or self.recorder.num_pending >= self.log_every):
+            return
+        interval = pl_module.meter.end_interval(self.data.take_wait_seconds())
+        self.progression.train_loss = self.recorder.flush(interval, peak_memory(pl_module.device))
+        with pl_module.meter.paused():
+            metrics = self._evaluate(trainer, pl_module, step) if validate else {}
+            self.recorder.commit(metrics)
+            best = self._is_best(metrics, step)
+            if save or best:
+                self.checkpointer.save(trainer, step, best=best)
+        if trainer.is_global_zero:
+            self.folder.write_status(last_step=step)
+
+    def _record(self, module: TrainingModule, step: int) -> None:
+        assert module.grad_norm is not None
+        self.recorder.step(step, module.meter.end_step(), module.grad_norm, module.learning_rates)
+        if self.progression.first_step_at is None:
+            self.progression.first_step_at = time.time()
+
+    def _evaluate(self, trainer: lightning.Trainer, module: TrainingModule, step: int) -> dict[str, float]:
+        assert self.evaluator is not None
+        self.progression.val = self.evaluator.run(trainer, module, step)
+        return self.progression.val
+
+    def _is_best(self, metrics: dict[str, float], step: int) -> bool:
+        best = self.progression.best
+        return best.metric in metrics and best.update(metrics[best.metric], step)
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """Returns peak allocated and reserved GPU memory in GiB since the process began, or nothing on the CPU."""
+    if device.type != "cuda":
+        return {}
+    return {
+        "memory/peak_allocated_gib": torch.cuda.max_memory_allocated(device) / 2**30,
+        "memory/peak_reserved_gib": torch.cuda.max_memory_reserved(device) / 2**30,
+    }

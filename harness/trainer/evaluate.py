@@ -1,0 +1,123 @@
+"""Validation: the loss over every validation row, and exact match of generated answers, item by item."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from lightning import Trainer
+from transformers import PreTrainedTokenizerBase
+
+from harness.data.datamodule import DataModule
+from harness.model.forward import loss_sum, supervised_logits
+from harness.trainer.module import TrainingModule
+
+
+@dataclass(slots=True)
+class Evaluator:
+    """Runs between optimiser steps, outside Lightning's validation loop.
+
+    There its order against saving is fixed by us, which an exact resume needs, and the generation pass can share rows
+    over ranks without a second loader.
+    """
+
+    data: DataModule
+    tokenizer: PreTrainedTokenizerBase
+    predictions: Path
+    """Receives one JSON line per generated item."""
+    max_new_tokens: int
+    """Longest generated answer."""
+
+    def run(self, trainer: Trainer, module: TrainingModule, step: int) -> dict[str, float]:
+        """Returns `val/...` metrics over all ranks; called on every rank. Leaves the model in training mode.
+
+        Args:
+            trainer: For rank, device and precision.
+            module: Holds the model.
+            step: Number of the last optimiser step, written beside each prediction.
+        """
+        module.model.eval()
+        try:
+            with torch.inference_mode(), trainer.precision_plugin.forward_context():
+                metrics = {"val/loss": self._loss(trainer, module)}
+                if self.data.prompts:
+                    metrics["val/exact_match"] = self._exact_match(trainer, module, step)
+        finally:
+            module.model.train()
+        return metrics
+
+    def _loss(self, trainer: Trainer, module: TrainingModule) -> float:
+        sums = torch.zeros(2, dtype=torch.float64, device=module.device)
+        for batch in self.data.val_batches(trainer.global_rank, trainer.world_size):
+            batch = batch.to(module.device)
+            loss = loss_sum(supervised_logits(module.base, batch), batch)
+            sums += torch.stack((loss.double(), torch.tensor(batch.num_supervised).to(loss.device)))
+        total, tokens = _sum_over_ranks(sums, trainer).tolist()
+        return total / max(tokens, 1)
+
+    def _exact_match(self, trainer: Trainer, module: TrainingModule, step: int) -> float:
+        items: list[dict[str, Any]] = []
+        for batch in self.data.prompt_batches(trainer.global_rank, trainer.world_size):
+            texts = generate(module.base, self.tokenizer, batch.to(module.device), self.max_new_tokens)
+            for text, reference, prompt, origin in zip(
+                texts, batch.references, batch.prompts, batch.origins, strict=True
+            ):
+                match = text.strip() == reference.strip()
+                items.append(
+                    {
+                        "step": step,
+                        "origin": origin,
+                        "prompt": prompt,
+                        "reference": reference,
+                        "prediction": text,
+                        "exact_match": match,
+                    }
+                )
+        items = _gather(items, trainer)
+        if trainer.is_global_zero:
+            with open(self.predictions, "a", encoding="utf-8") as file:
+                file.writelines(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
+        return sum(item["exact_match"] for item in items) / max(len(items), 1)
+
+
+def generate(model: Any, tokenizer: PreTrainedTokenizerBase, batch: Any, max_new_tokens: int) -> list[str]:
+    """Generates greedily from left-padded prompts and returns the new text of each, without special tokens.
+
+    Args:
+        model: The Qwen3-VL, in evaluation mode.
+        tokenizer: Its tokenizer.
+        batch: A PromptBatch on the model's device.
+        max_new_tokens: Limit per item.
+    """
+    tokens_BS = model.generate(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        mm_token_type_ids=batch.mm_token_type_ids,
+        pixel_values=batch.pixel_values,
+        image_grid_thw=batch.image_grid_thw,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        # A checkpoint's sampling settings would only be warned of in greedy decoding.
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return tokenizer.batch_decode(tokens_BS[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
+
+
+def _sum_over_ranks(values: torch.Tensor, trainer: Trainer) -> torch.Tensor:
+    if trainer.world_size > 1:
+        torch.distributed.all_reduce(values)
+    return values
+
+
+def _gather(items: list[dict[str, Any]], trainer: Trainer) -> list[dict[str, Any]]:
+    if trainer.world_size == 1:
+        return items
+    parts: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(parts, items)
+    return [item for part in parts for item in part]

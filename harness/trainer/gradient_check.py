@@ -1,0 +1,38 @@
+"""Refuses a run in which a component that should train gets no gradient."""
+
+from torch import nn
+
+from harness.model.component import Component, component_of, names
+
+
+class GradientCheck:
+    """Looks at each trainable component once, at the first optimiser step that can reach it.
+
+    A step of text alone gives the ViT and the aligner no gradient, and rightly so: they are looked at in the first
+    step with an image.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """Args: the model with its trainable parameters marked."""
+        self._parameters: dict[Component, list[nn.Parameter]] = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                self._parameters.setdefault(component_of(name), []).append(parameter)
+
+    def check(self, *, step_has_images: bool) -> None:
+        """Call after the backward pass, before gradients are cleared.
+
+        Raises:
+            RuntimeError: All gradients of a trainable component are missing or zero.
+        """
+        ready = [item for item in self._parameters if item is Component.llm or step_has_images]
+        dead = [item for item in ready if not any(map(_has_gradient, self._parameters.pop(item)))]
+        if dead:
+            raise RuntimeError(
+                f"{names(dead)}: marked as trainable, but the first step gave it no gradient, so it would never train. "
+                "Look at the freeze policy and tuner.target_modules, and whether the data reaches it."
+            )
+
+
+def _has_gradient(parameter: nn.Parameter) -> bool:
+    return parameter.grad is not None and bool(parameter.grad.any())

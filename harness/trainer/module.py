@@ -1,0 +1,101 @@
+"""The LightningModule: one loss that is right under accumulation and across ranks, and small checkpoints.
+
+The loss of an optimiser step is the sum over all its supervised tokens divided by their number, over micro-batches and
+ranks. Averaging per micro-batch instead weights a token by how few others its micro-batch holds (Lightning #20350).
+"""
+
+import math
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+
+from harness.config import RunConfig
+from harness.data.batch import Batch
+from harness.model.forward import loss_sum, supervised_logits
+from harness.optim.schedule import build_schedule
+from harness.registry import build
+from harness.trainer.gradient_check import GradientCheck
+from harness.trainer.meter import Meter
+from harness.tuner.tuned import Tuned
+
+
+class TrainingModule(lightning.LightningModule):
+    """Trains what the tuner marked as trainable."""
+
+    strict_loading = False
+    """Checkpoints hold trainable weights only; the frozen ones come from the base checkpoint."""
+
+    def __init__(self, tuned: Tuned, config: RunConfig, total_steps: int) -> None:
+        """Args: the tuned model, the whole run's config, and its number of optimiser steps."""
+        super().__init__()
+        self.model = tuned.model
+        # Not a submodule of its own: the same weights are already inside `model`.
+        self.__dict__["base"] = tuned.base
+        self.config = config
+        self.total_steps = total_steps
+        self.lr = config.optim.lr or tuned.default_lr
+        self.meter = Meter()
+        self.grad_norm: Tensor | None = None
+        self.learning_rates: dict[str, float] = {}
+        self._gradient_check = GradientCheck(self.model)
+        self._step_tokens = 0
+        self._rng: dict[str, Any] | None = None
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Returns the micro-batch's share of the step's loss, scaled for Lightning's and DDP's averaging."""
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self._step_tokens = self._sum_over_ranks(batch.step_supervised)
+        loss = loss_sum(supervised_logits(self.base, batch), batch) / max(self._step_tokens, 1)
+        self.meter.add(batch, loss.detach())
+        return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Builds the optimiser and a schedule that moves once per optimiser step."""
+        optimizer = build("optim", self.config.optim, self.model, self.lr)
+        schedule = build_schedule(optimizer, self.config.optim.schedule, self.total_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Notes the step's learning rates; stops the run if a component that should train got no gradient."""
+        self.learning_rates = {group["component"]: group["lr"] for group in optimizer.param_groups}
+        self._gradient_check.check(step_has_images=self.meter.step_has_images)
+
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
+        """Clips by global norm and keeps the norm from before clipping, on the device."""
+        parameters = [parameter for parameter in self.parameters() if parameter.grad is not None]
+        limit = self.config.optim.max_grad_norm or math.inf
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit).detach()
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Returns trainable weights only."""
+        trainable = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in trainable}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds this rank's random state: tensors only, so that it loads with `weights_only`."""
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        checkpoint["rng"] = {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the random state until the first batch: what runs before it draws numbers too."""
+        missing = set(self.state_dict()) - set(checkpoint["state_dict"])
+        if missing:
+            raise RuntimeError(f"the checkpoint lacks {len(missing)} trainable weights, {sorted(missing)[0]} among them")
+        self._rng = checkpoint["rng"]
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Puts the random state back on the first batch after a resume."""
+        if self._rng is not None:
+            torch.set_rng_state(self._rng["cpu"])
+            if self._rng["cuda"] is not None:
+                torch.cuda.set_rng_state(self._rng["cuda"], self.device)
+            self._rng = None
+
+    def _sum_over_ranks(self, count: int) -> int:
+        if self.trainer.world_size == 1:
+            return count
+        total = torch.tensor(count, device=self.device)
+        torch.distributed.all_reduce(total)
+        return int(total)

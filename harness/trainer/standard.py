@@ -1,0 +1,110 @@
+"""How long to train, on what, and how often to validate, save and log."""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import reject
+from harness.registry import register
+
+if TYPE_CHECKING:
+    import lightning
+
+
+class Accelerator(Enum):
+    """Where to train."""
+
+    auto = "auto"
+    cpu = "cpu"
+    gpu = "gpu"
+
+
+@dataclass(kw_only=True, slots=True)
+class StandardConfig:
+    """The global batch of an optimiser step is batch_size x accumulate x devices rows."""
+
+    name: str = "standard"
+    max_steps: int | None = None
+    """Optimiser steps; null trains for `max_epochs`."""
+    max_epochs: float = 3.0
+    """Passes over the training rows, fractions allowed; unused where `max_steps` is set."""
+    batch_size: int = 16
+    """Rows per device and micro-batch."""
+    accumulate: int = 1
+    """Micro-batches per optimiser step. The loss is the same as with one batch of that size."""
+    accelerator: Accelerator = Accelerator.auto
+    """auto takes a GPU if there is one."""
+    devices: int = 1
+    """Processes, each with a GPU or a share of the CPU."""
+    val_every_steps: int | None = None
+    """Optimiser steps between validations; null validates after each epoch. The last step always validates."""
+    val_at_start: bool = True
+    """Validate before the first step, for a figure to compare with."""
+    val_batch_size: int = 64
+    """Rows per device in validation and generation."""
+    save_every_steps: int | None = None
+    """Optimiser steps between checkpoints; null saves after each validation. The last step always saves."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept beside the best one."""
+    monitor: str = "val/loss"
+    """Metric that decides which checkpoint is best: lower is better for a loss, higher for all else."""
+    load_best: bool = False
+    """Export the best checkpoint's weights, not the last step's."""
+    log_every_steps: int = 5
+    """Optimiser steps between reads of the loss from the device. Each step still has its row in metrics.jsonl."""
+    resume: str | None = None
+    """Run folder to go on with, or auto: this run's own folder, if it holds a checkpoint."""
+
+    def __post_init__(self) -> None:
+        for key in ("batch_size", "accumulate", "devices", "val_batch_size", "keep_checkpoints", "log_every_steps"):
+            if getattr(self, key) < 1:
+                raise reject(f"trainer.{key}", getattr(self, key), "must be 1 or more")
+        for key in ("max_steps", "val_every_steps", "save_every_steps"):
+            if getattr(self, key) is not None and getattr(self, key) < 1:
+                raise reject(f"trainer.{key}", getattr(self, key), "must be 1 or more, or null")
+        if self.max_epochs <= 0:
+            raise reject("trainer.max_epochs", self.max_epochs, "must be more than 0")
+        if not self.monitor.startswith("val/"):
+            raise reject("trainer.monitor", self.monitor, "must be a validation metric such as val/loss")
+
+
+@register("trainer", StandardConfig)
+def build(config: StandardConfig, max_steps: int, precision: str, callbacks: list[Any]) -> "lightning.Trainer":
+    """Makes Lightning's Trainer.
+
+    Lightning's own validation, checkpoints, logging and progress bar stay off: see `harness.trainer.callback`. Its
+    notion of an epoch stays off as well: the loader is one stream of batches, whose position is the global step.
+
+    Args:
+        config: The trainer config.
+        max_steps: Optimiser steps in the whole run.
+        precision: bf16, fp16 or fp32.
+        callbacks: In the order in which they act on a step.
+    """
+    import lightning
+    import torch
+
+    on_gpu = torch.cuda.is_available() if config.accelerator is Accelerator.auto else config.accelerator.name == "gpu"
+    if on_gpu and not torch.cuda.is_available():
+        raise reject("trainer.accelerator", "gpu", "torch sees no GPU here; use cpu or auto")
+    if on_gpu and config.devices > torch.cuda.device_count():
+        raise reject("trainer.devices", config.devices, f"there are {torch.cuda.device_count()} GPUs here")
+    if precision == "fp16" and not on_gpu:
+        raise reject("memory.precision", "fp16", "needs a GPU; use bf16 or fp32 on the CPU")
+    return lightning.Trainer(
+        accelerator="gpu" if on_gpu else "cpu",
+        devices=config.devices,
+        strategy="ddp" if config.devices > 1 else "auto",
+        precision={"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}[precision],  # type: ignore[arg-type]
+        max_steps=max_steps,
+        max_epochs=-1,
+        accumulate_grad_batches=config.accumulate,
+        callbacks=callbacks,
+        logger=False,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
