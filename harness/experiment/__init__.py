@@ -1,0 +1,1 @@
+"""One run from a frozen config to a summary, its folder, and a multirun of them."""

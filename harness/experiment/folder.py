@@ -1,0 +1,94 @@
+"""A run folder: its paths, its lock, and its status, which is replaced atomically."""
+
+import fcntl
+import json
+import os
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from harness.errors import UserError
+
+
+@dataclass(slots=True)
+class RunFolder:
+    """Paths of one run. Only rank 0 locks and writes."""
+
+    path: Path
+    _lock: IO[str] | None = field(default=None, init=False)
+
+    @property
+    def config(self) -> Path:
+        """The resolved config, frozen before the run starts."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per step: the truth of which all loggers are views."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def predictions(self) -> Path:
+        """One JSON object per generated validation item."""
+        return self.path / "predictions.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Holds step_N, and last and best as links to two of them."""
+        return self.path / "checkpoints"
+
+    @property
+    def summary(self) -> Path:
+        """The run's result."""
+        return self.path / "summary.json"
+
+    @property
+    def status(self) -> Path:
+        """State of the run while it lives, and how it ended."""
+        return self.path / "status.json"
+
+    @property
+    def group(self) -> str | None:
+        """Name of the multirun that this run is a trial of, if it is one."""
+        return self.path.parent.name if (self.path.parent / "multirun.yaml").is_file() else None
+
+    def lock(self) -> None:
+        """Keeps other processes out until this one ends.
+
+        Raises:
+            UserError: Another process holds the folder.
+        """
+        self._lock = open(self.path / "run.lock", "a+", encoding="utf-8")  # noqa: SIM115 - held until the process ends
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"{self.path}: another process is running in this folder") from error
+
+    def read_status(self) -> dict[str, Any]:
+        """Returns the last status written, or an empty dict."""
+        return json.loads(self.status.read_text(encoding="utf-8")) if self.status.is_file() else {}
+
+    def write_status(self, **changes: Any) -> None:
+        """Updates the status, keeping the fields that are not named."""
+        write_json(self.status, self.read_status() | changes)
+
+    def begin_attempt(self) -> int:
+        """Marks the run as running under this process and returns the attempt's number, 1 for the first."""
+        attempt = self.read_status().get("attempt", 0) + 1
+        job = os.environ.get("SLURM_JOB_ID")
+        self.write_status(
+            state="running", attempt=attempt, pid=os.getpid(), host=socket.gethostname(), job_id=job, exit_reason=None
+        )
+        return attempt
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a JSON file that a reader sees whole: staged beside the target, synced, then renamed."""
+    stage = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(stage, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(stage, path)

@@ -1,0 +1,104 @@
+"""Starts trials as processes of their own and, after a multirun, compares them.
+
+A trial inside the multirun's process would inherit its ranks, its random state and its leftovers: with two devices
+Lightning would even train it on one process without a word.
+"""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from harness import config
+
+_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+OmegaConf.register_new_resolver(
+    "slug", lambda text: re.sub(r"[^\w.=,+-]+", "-", text)[:100].strip("-,") or "default", replace=True
+)
+
+
+@dataclass(slots=True)
+class Launcher:
+    """The task function of Hydra's run and multirun."""
+
+    trials: list[Path] = field(default_factory=list)
+    """Folders of the multirun's trials so far."""
+
+    def start(self, cfg: DictConfig) -> float | None:
+        """Freezes one trial's config in its folder and starts it.
+
+        A single run replaces this process, so signals and the exit code are the trial's own.
+
+        Returns:
+            In a multirun, the trial's last value of `trainer.monitor`, or None if it has none.
+        """
+        hydra = HydraConfig.get()
+        folder = Path(hydra.runtime.output_dir)
+        config.save(cfg, folder / "config.yaml")
+        command = [sys.executable, "-m", "harness.experiment.trial", str(folder)]
+        sys.stdout.flush()
+        if hydra.mode is not RunMode.MULTIRUN:
+            os.execv(sys.executable, command)
+        self.trials.append(folder)
+        print(f"trial {len(self.trials)}: {' '.join(hydra.overrides.task)}", flush=True)
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in _RANK_VARIABLES and not name.startswith("PL_")
+        }
+        subprocess.run(command, env=inherited, check=False)
+        return _monitored(read_summary(folder), cfg.trainer.monitor)
+
+    def finish(self) -> int:
+        """Prints the comparison after a multirun; returns its exit code: 0 if every trial completed."""
+        if not self.trials:
+            return 0
+        summaries = {folder: read_summary(folder) for folder in self.trials}
+        print(comparison(summaries))
+        print(f"run: {self.trials[0].parent}", flush=True)
+        return 0 if all(summary.get("status") == "completed" for summary in summaries.values()) else 1
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Returns a run's summary, or a failed one where the process ended without writing any."""
+    path = folder / "summary.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"status": "failed"}
+
+
+def comparison(summaries: dict[Path, dict[str, Any]]) -> str:
+    """Renders the trials of a multirun, best first by the monitored metric, failed ones last."""
+    from harness.logging.table import render
+
+    metric = next((s["best"]["metric"] for s in summaries.values() if s.get("best")), "val/loss")
+    sign = 1 if metric.endswith("loss") else -1
+
+    def order(item: tuple[Path, dict[str, Any]]) -> float:
+        value = _monitored(item[1], metric)
+        return math.inf if value is None else sign * value
+
+    rows = []
+    for rank, (folder, summary) in enumerate(sorted(summaries.items(), key=order), start=1):
+        val, best = summary.get("val") or {}, summary.get("best") or {}
+        figures = [_text(val.get("val/loss")), _text(val.get("val/exact_match")), _text(best.get("value"))]
+        speed = _text(summary.get("tokens_per_s"), "{:,.0f}")
+        rows.append([str(rank), folder.name, summary["status"], *figures, speed])
+    columns = ["", "trial", "status", "val/loss", "val/exact_match", f"best {metric}", "tokens/s"]
+    return render(f"trials, best first by the last {metric}", columns, rows)
+
+
+def _monitored(summary: dict[str, Any], metric: str) -> float | None:
+    return (summary.get("val") or {}).get(metric)
+
+
+def _text(value: float | None, form: str = "{:.4f}") -> str:
+    return "-" if value is None else form.format(value)

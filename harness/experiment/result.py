@@ -1,0 +1,129 @@
+"""What a run shows: what trains, its result, and summary.json."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from torch import nn
+
+from harness.config import RunConfig, config_hash
+from harness.experiment.folder import RunFolder, write_json
+from harness.logging.metrics import read
+from harness.logging.table import render, show
+from harness.model.component import Component, component_of
+from harness.trainer.callback import Progression, peak_memory
+from harness.trainer.meter import Meter
+
+
+def write_success(
+    folder: RunFolder, config: RunConfig, model: nn.Module, meter: Meter, progression: Progression, started: float
+) -> dict[str, Any]:
+    """Writes and returns the summary of a completed run.
+
+    Args:
+        folder: The run folder.
+        config: The run's config.
+        model: The trained model, for its parameter counts.
+        meter: Counts of this process; tokens of earlier attempts come from metrics.jsonl.
+        progression: Metrics gathered on the way.
+        started: `time.time()` at the start of the process.
+    """
+    steady = meter.steady if meter.steady.steps else meter.total
+    world_size = config.trainer.devices
+    device = next(model.parameters()).device
+    first_step = progression.first_step_at or time.time()
+    content = _common(folder, config, "completed", started) | {
+        "tokens": meter.total.tokens * world_size,
+        "train_loss": progression.train_loss,
+        "val": progression.val,
+        "baseline": progression.baseline,
+        "best": asdict(progression.best),
+        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "total_parameters": sum(p.numel() for p in model.parameters()),
+        "tokens_per_s": steady.rates(world_size)["perf/tokens_per_s"],
+        "mfu": None,
+        "peak_allocated_gib": peak_memory(device).get("memory/peak_allocated_gib"),
+        "startup_time_s": first_step - started,
+        "error": None,
+    }
+    write_json(folder.summary, content)
+    folder.write_status(state="completed", exit_reason=None)
+    return content
+
+
+def write_failure(folder: RunFolder, config: RunConfig, status: str, error: BaseException, started: float) -> None:
+    """Writes the summary and the status of a run that did not complete.
+
+    Args:
+        folder: The run folder.
+        config: The run's config.
+        status: failed, diverged, preempted or out_of_memory.
+        error: What ended it.
+        started: `time.time()` at the start of the process.
+    """
+    reason = f"{type(error).__name__}: {error}"
+    write_json(folder.summary, _common(folder, config, status, started) | {"error": reason})
+    folder.write_status(state=status, exit_reason=reason)
+
+
+def _common(folder: RunFolder, config: RunConfig, status: str, started: float) -> dict[str, Any]:
+    rows = read(folder.metrics) if folder.metrics.is_file() else []
+    return {
+        "status": status,
+        "config_hash": config_hash(config),
+        "seed": config.seed,
+        "steps": rows[-1]["step"] if rows else 0,
+        "wall_time_s": time.time() - started,
+    }
+
+
+
+
+def trainable_table(model: nn.Module, optim: Any, lr: float) -> str:
+    """Renders what really trains: a row per component with its parameters, adapters, learning rate and types.
+
+    Args:
+        model: The tuned model.
+        optim: The optimiser's config, for `vit_lr` and `aligner_lr`.
+        lr: Learning rate of what has none of its own.
+    """
+    rates = {Component.llm: lr, Component.aligner: optim.aligner_lr or lr, Component.vit: optim.vit_lr or lr}
+    rows: list[list[str | int | float | None]] = []
+    for component in Component:
+        named = [(name, p) for name, p in model.named_parameters() if component_of(name) is component]
+        adapter = [p for name, p in named if ".lora_" in name]
+        training = [p for _, p in named if p.requires_grad]
+        rows.append(
+            [
+                component.value,
+                sum(p.numel() for _, p in named),
+                sum(p.numel() for p in training),
+                sum(p.numel() for p in adapter),
+                f"{rates[component]:.1e}" if training else None,
+                _dtypes(p for _, p in named if not p.requires_grad),
+                _dtypes(training),
+            ]
+        )
+    total = ["all", *(sum(int(row[i] or 0) for row in rows) for i in (1, 2, 3)), None, None, None]
+    columns = ["component", "parameters", "trainable", "adapter", "learning rate", "frozen dtype", "trained dtype"]
+    return render("what trains", columns, [*rows, total])
+
+
+def print_result(summary: dict[str, Any]) -> None:
+    """Prints the outcome on stdout: each validation metric before and after, speed, and parameters."""
+    before, after = summary["baseline"], summary["val"]
+    rows = [[name, before.get(name), value] for name, value in after.items()]
+    if rows:
+        show("result", ["metric", "before training", f"after {summary['steps']} steps"], rows)
+    best = summary["best"]
+    if best["step"] is not None:
+        print(f"best {best['metric']} {best['value']:.4f} at step {best['step']}")
+    print(
+        f"trained {summary['trainable_parameters']:,} of {summary['total_parameters']:,} parameters, "
+        f"{summary['tokens_per_s']:,.0f} tokens/s, {summary['wall_time_s']:.0f} s in all"
+    )
+
+
+def _dtypes(parameters: Iterable[nn.Parameter]) -> str | None:
+    return ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in parameters})) or None

@@ -1,0 +1,81 @@
+"""`python -m harness.experiment.trial FOLDER`: one run from the frozen config in its folder.
+
+Every run is a fresh process tree on a resolved config: `python -m harness` replaces itself by this module, a multirun
+starts it once per trial, and Lightning starts it once more for each further rank.
+"""
+
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from harness import registry
+from harness.config import RunConfig, load
+from harness.errors import UserError
+from harness.experiment.folder import RunFolder
+
+EXIT_USER, EXIT_CRASH = 2, 1
+
+
+def first_rank() -> bool:
+    """Says whether this process is the one that writes."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the trial in a folder and returns the exit code; the last line on stdout names the folder."""
+    started = time.time()
+    registry.load()
+    folder = RunFolder(Path(arguments[0]))
+    try:
+        config = load(folder.config)
+        if first_rank():
+            _claim(folder, config)
+        code = _run(folder, config, started)
+    except UserError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        code = EXIT_USER
+    if first_rank():
+        print(f"run: {folder.path}", flush=True)
+    return code
+
+
+def _claim(folder: RunFolder, config: RunConfig) -> None:
+    folder.lock()
+    if config.trainer.resume is None and folder.read_status():
+        raise UserError(f"{folder.path} already holds a run: go on with trainer.resume={folder.path}")
+    folder.begin_attempt()
+
+
+def _run(folder: RunFolder, config: RunConfig, started: float) -> int:
+    """Trains and turns every way to end into a summary, a status and an exit code."""
+    import torch
+
+    from harness.experiment.result import write_failure
+    from harness.experiment.train import train
+    from harness.trainer.recorder import DivergedError
+
+    ended: list[tuple[type[BaseException], str]] = [
+        (UserError, "failed"),
+        (DivergedError, "diverged"),
+        (torch.OutOfMemoryError, "out_of_memory"),
+        (KeyboardInterrupt, "preempted"),
+    ]
+    try:
+        train(folder, config, started)
+        return 0
+    except BaseException as error:
+        status = next((status for kind, status in ended if isinstance(error, kind)), "failed")
+        if first_rank():
+            write_failure(folder, config, status, error, started)
+        if isinstance(error, UserError):
+            raise
+        traceback.print_exception(error)
+    return EXIT_CRASH
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
