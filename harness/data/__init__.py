@@ -1,0 +1,1 @@
+"""From rows in any format to batches: row -> encoded sample -> collated batch."""

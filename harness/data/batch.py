@@ -1,0 +1,90 @@
+"""What the model is fed: a training batch, and a batch of prompts for generation.
+
+Shapes: B samples, S tokens of the longest, P vision patches, D values a patch, N images, K supervised tokens.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+AnyBatch = TypeVar("AnyBatch", "Batch", "PromptBatch")
+
+
+@dataclass(slots=True)
+class Batch:
+    """Right-padded samples with their targets."""
+
+    input_ids: Tensor
+    """(B, S) int64."""
+    attention_mask: Tensor
+    """(B, S) int64: 1 at tokens, 0 at padding."""
+    position_ids: Tensor
+    """(4, B, S) int64: text position, then mRoPE's t, h, w; 0 at padding."""
+    pixel_values: Tensor | None
+    """(P, D) float32, images of all samples in order; None where no sample has one."""
+    image_grid_thw: Tensor | None
+    """(N, 3) int64, in patches."""
+    target_index: Tensor
+    """(K,) int64: index into the flattened (B, S) of the position that predicts a supervised token."""
+    targets: Tensor
+    """(K,) int64: the supervised tokens."""
+    loss_weights: Tensor | None
+    """(K,) float32; None stands for ones."""
+    num_samples: int
+    num_tokens: int
+    """Without padding."""
+    num_supervised: int
+    """K."""
+    num_visual: int
+    """Image tokens."""
+    origins: list[str] = field(default_factory=list)
+    """Row of each sample: `file.jsonl:12`."""
+    step_supervised: int = 0
+    """Supervised tokens of this rank in the whole optimiser step, all its micro-batches; set by the loader."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        """Returns a copy on the device."""
+        return _map(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Batch":
+        """Returns a copy in page-locked memory, from which copies to a GPU do not block."""
+        return _map(self, Tensor.pin_memory)
+
+
+@dataclass(slots=True)
+class PromptBatch:
+    """Left-padded prompts, in the form that `generate` takes, and the answers expected."""
+
+    input_ids: Tensor
+    """(B, S) int64."""
+    attention_mask: Tensor
+    """(B, S) int64."""
+    mm_token_type_ids: Tensor
+    """(B, S) int64: 1 at image tokens, else 0; transformers places images in mRoPE by it."""
+    pixel_values: Tensor | None
+    image_grid_thw: Tensor | None
+    references: list[str]
+    """Text of the last assistant turn of each row."""
+    prompts: list[str]
+    """Rendered prompt of each row, an image as one token."""
+    origins: list[str]
+    rows: list[int]
+    """Index of each row among the validation rows."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "PromptBatch":
+        """Returns a copy on the device."""
+        return _map(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "PromptBatch":
+        """Returns a copy in page-locked memory."""
+        return _map(self, Tensor.pin_memory)
+
+
+def _map(batch: AnyBatch, change: Callable[[Tensor], Tensor]) -> AnyBatch:
+    values = {item.name: getattr(batch, item.name) for item in dataclasses.fields(batch)}
+    tensors: dict[str, Any] = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
+    return dataclasses.replace(batch, **tensors)

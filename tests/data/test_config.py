@@ -1,0 +1,36 @@
+import subprocess
+import sys
+
+import pytest
+
+from harness.data.config import DataConfig, GenerationConfig, ImageConfig, Truncation
+from harness.errors import UserError
+
+
+def test_rows_over_the_limit_are_dropped_by_default():
+    assert DataConfig().truncation is Truncation.delete
+    assert DataConfig().max_length is None
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DataConfig(max_length=0), r"data\.max_length=0: give at least 1"),
+        (lambda: DataConfig(workers=-1), r"data\.workers=-1: give 0 or more"),
+        (lambda: ImageConfig(min_tokens=0), r"data\.image\.min_tokens=0: give at least 1"),
+        (lambda: ImageConfig(max_pixels_decoded=0), r"data\.image\.max_pixels_decoded=0"),
+        (lambda: ImageConfig(min_tokens=9, max_tokens=4), r"min_tokens=9: is over data\.image\.max_tokens=4"),
+        (lambda: GenerationConfig(max_new_tokens=0), r"data\.generation\.max_new_tokens=0"),
+        (lambda: GenerationConfig(max_samples=0), r"data\.generation\.max_samples=0"),
+    ],
+)
+def test_values_out_of_range_name_their_key(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+def test_configs_load_no_heavy_package():
+    heavy = "{'torch', 'transformers', 'lightning', 'numpy', 'PIL', 'sklearn'}"
+    code = f"import sys, harness.data.digits, harness.data.jsonl; print({heavy} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "set()\n"
