@@ -1,0 +1,1 @@
+"""Views of metrics.jsonl: console, TensorBoard, Weights & Biases, plots."""

@@ -1,0 +1,64 @@
+from pathlib import Path
+
+import pytest
+from lightning.pytorch.utilities import rank_zero_only
+
+from harness.errors import UserError
+from harness.logging.run_info import RunInfo
+from harness.logging.tensorboard import TensorboardConfig, build
+from harness.logging.tracker import finish, log_row
+
+
+def make_run(folder: Path, initial_step: int = 0) -> RunInfo:
+    config = {"tuner": {"name": "lora", "rank": 8}, "data": {"train": ["a.jsonl"], "val": None}}
+    return RunInfo(
+        folder=folder, run_id="abc", name="run", config=config, resumed=initial_step > 0, initial_step=initial_step
+    )
+
+
+def curve(folder: Path, key: str) -> list[tuple[int, float]]:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(folder / "tensorboard"), purge_orphaned_data=True).Reload()
+    return [(event.step, event.value) for event in events.Scalars(key)]
+
+
+def test_rows_become_curves_in_the_run_folder(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    loggers = build(TensorboardConfig(), make_run(tmp_path))
+    for step in (4, 8):
+        log_row(loggers, {"step": step, "train/loss": 1 / step, "train/lr/llm": 0.5})
+    log_row(loggers, {"step": 8, "val/loss": 0.25})
+    finish(loggers, 0)
+    assert curve(tmp_path, "train/loss") == [(4, 0.25), (8, 0.125)]
+    assert curve(tmp_path, "val/loss") == [(8, 0.25)]
+    assert "rank: 8" in (tmp_path / "tensorboard" / "hparams.yaml").read_text()
+
+
+def test_a_resumed_run_shows_each_step_once(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    for attempt, steps in enumerate((range(1, 8), range(5, 10))):
+        loggers = build(TensorboardConfig(), make_run(tmp_path, initial_step=4 * attempt))
+        for step in steps:
+            log_row(loggers, {"step": step, "train/loss": float(attempt)})
+        finish(loggers, attempt)
+    assert curve(tmp_path, "train/loss") == [(step, 0.0 if step < 5 else 1.0) for step in range(1, 10)]
+
+
+def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorboard")
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    loggers = build(TensorboardConfig(), make_run(tmp_path))
+    log_row(loggers, {"step": 1, "train/loss": 1.0})
+    finish(loggers, 0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'qwen3-vl-harness\[tensorboard\]'"):
+        build(TensorboardConfig(), make_run(tmp_path))
+
+
+def test_a_flush_time_of_zero_is_refused() -> None:
+    with pytest.raises(UserError, match=r"logging\.flush_seconds=0: must be 1 or more"):
+        TensorboardConfig(flush_seconds=0)
