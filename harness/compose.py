@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 from collections.abc import Iterator, Sequence
 from enum import Enum
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -57,11 +57,11 @@ def type_text(hint: Any) -> str:
     """Spells a field's type for a message: `int`, `float or null`, or an enum's members."""
     if isinstance(hint, type) and issubclass(hint, Enum):
         return " | ".join(member.name for member in hint)
-    members = getattr(hint, "__args__", ())
+    members = get_args(hint)
     if type(None) in members:
-        return f"{type_text(next(arg for arg in members if arg is not type(None)))} or null"
-    if getattr(hint, "__origin__", None) is list:
-        return f"list of {type_text(members[0])}"
+        return f"{type_text(next(member for member in members if member is not type(None)))} or null"
+    if get_origin(hint) is list:
+        return f"list of {type_text(next(iter(members)))}"
     return {"bool": "true or false", "Any": "any"}.get(name := getattr(hint, "__name__", str(hint)), name)
 
 
@@ -113,7 +113,9 @@ def _explain_key(key: str, overrides: Sequence[str]) -> UserError:
 
 def _no_such_key(typed: str, prefix: str, leaf: str, known: Sequence[str]) -> UserError:
     remedy = _did_you_mean(leaf, known, prefix)
-    return UserError(f"{typed}: no such key.{remedy} Known{f' below {prefix[:-1]}' if prefix else ''}: {', '.join(known)}")
+    return UserError(
+        f"{typed}: no such key.{remedy} Known{f' below {prefix[:-1]}' if prefix else ''}: {', '.join(known)}"
+    )
 
 
 def _did_you_mean(word: str, known: Sequence[str], prefix: str = "") -> str:
@@ -128,9 +130,9 @@ def _field_types(kind: Any) -> dict[str, Any]:
 def _refuse_unknown_keys(cfg: DictConfig, prefix: str = "") -> None:
     """Refuses what `+tuner.rnak=4` adds: OmegaConf lets it pass and only a slotted dataclass would trip over it."""
     known = _field_types(OmegaConf.get_type(cfg))
-    for key in cfg:
-        if known and str(key) not in known:
-            raise _no_such_key(f"{prefix}{key}={cfg[key]}", prefix, str(key), sorted(known))
+    for key in map(str, cfg):
+        if known and key not in known:
+            raise _no_such_key(f"{prefix}{key}={cfg[key]}", prefix, key, sorted(known))
         if OmegaConf.is_missing(cfg, key):
             continue
         if isinstance(value := cfg[key], DictConfig):

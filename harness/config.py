@@ -11,6 +11,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from harness import registry
 from harness.errors import UserError, reject
@@ -84,7 +85,12 @@ def load(path: Path) -> RunConfig:
     typed = OmegaConf.structured(RunConfig)
     for group in registry.GROUPS:
         typed[group] = OmegaConf.structured(registry.get(group, stored[group].name).config)
-    return to_run_config(OmegaConf.merge(typed, stored))  # type: ignore[arg-type]
+    try:
+        merged = OmegaConf.merge(typed, stored)
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: {error.full_key} does not fit this version of the harness ({reason})") from error
+    return to_run_config(merged)  # type: ignore[arg-type]
 
 
 def to_plain(run: RunConfig) -> dict[str, Any]:

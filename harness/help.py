@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import inspect
+import itertools
 import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -45,6 +46,7 @@ def render_help(overrides: Sequence[str]) -> str:
 def _keys(cfg: DictConfig, prefix: str) -> Iterator[str]:
     """Yields the lines of one config node, nested nodes after its own keys."""
     kind = OmegaConf.get_type(cfg)
+    assert kind is not None
     documentation = field_docs(kind)
     fields = {field.name: field.type for field in dataclasses.fields(kind)}
     nested = [name for name in fields if isinstance(_value(cfg, name), DictConfig)]
@@ -80,7 +82,7 @@ def field_docs(kind: type) -> dict[str, str]:
     documentation: dict[str, str] = {}
     for base in reversed(kind.__mro__[:-1]):
         body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
-        for field, literal in zip(body, body[1:], strict=False):
+        for field, literal in itertools.pairwise(body):
             if isinstance(field, ast.AnnAssign) and isinstance(literal, ast.Expr):
                 text = ast.literal_eval(literal.value)
                 documentation[field.target.id] = " ".join(text.split())  # type: ignore[union-attr]

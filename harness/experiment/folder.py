@@ -59,11 +59,17 @@ class RunFolder:
         Raises:
             UserError: Another process holds the folder.
         """
-        self._lock = open(self.path / "run.lock", "a+", encoding="utf-8")  # noqa: SIM115 - held until the process ends
+        self._lock = open(self.path / "run.lock", "a+", encoding="utf-8")  # noqa: SIM115 - held for the whole run
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(f"{self.path}: another process is running in this folder") from error
+
+    def unlock(self) -> None:
+        """Lets others in; the end of the process does the same."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def read_status(self) -> dict[str, Any]:
         """Returns the last status written, or an empty dict."""

@@ -78,8 +78,6 @@ def _common(folder: RunFolder, config: RunConfig, status: str, started: float) -
     }
 
 
-
-
 def trainable_table(model: nn.Module, optim: Any, lr: float) -> str:
     """Renders what really trains: a row per component with its parameters, adapters, learning rate and types.
 

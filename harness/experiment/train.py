@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 def train(folder: RunFolder, config: RunConfig, started: float) -> dict[str, Any]:
-    """Trains one run in its folder; returns its summary on the first rank.
+    """Trains one run in its folder; returns its summary on the first rank, nothing on the others.
 
     Args:
         folder: The run folder, claimed by this process.
@@ -47,41 +48,35 @@ def train(folder: RunFolder, config: RunConfig, started: float) -> dict[str, Any
         UserError: The data, the checkpoint or a setting can not be used.
         DivergedError: The loss is no finite number any more.
     """
-    first_rank = os.environ.get("LOCAL_RANK", "0") == "0"
-    setup_logging(folder.path, int(os.environ.get("LOCAL_RANK", "0")))
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    setup_logging(folder.path, rank)
     lightning.seed_everything(config.seed, verbose=False)
     processor = load_processor(config.model)
     data = _data(config, processor)
     tuned = build("tuner", config.tuner, build("model", config.model), build("freeze", config.freeze))
     build("memory", config.memory, tuned.base)
-    data.total_steps = config.trainer.max_steps or math.ceil(
-        config.trainer.max_epochs * data.steps_per_epoch(config.trainer.devices)
-    )
     checkpointer = Checkpointer(folder.checkpoints, config.trainer.keep_checkpoints)
-    data.start_step = _resume_step(config, checkpointer)
+    data.start_step, data.total_steps = _resume_step(config, checkpointer), _total_steps(config, data)
     module = TrainingModule(tuned, config, data.total_steps)
     progression = Progression(best=_best(config, folder, checkpointer, data.start_step))
-    loggers = build("logging", config.logging, _run_info(folder, config, data.start_step)) if first_rank else []
-    if first_rank:
-        log.info("%s", trainable_table(tuned.model, config.optim, module.lr))
-        write_json(folder.path / "environment.json", environment(data.fingerprint))
-    longest = config.data.generation.max_new_tokens
-    evaluator = Evaluator(data, processor.tokenizer, folder.predictions, longest) if data.val_samples else None
-    tuned.model.train()
-    with Progress(data.total_steps, data.start_step, bar=None if first_rank else False) as progress:
-        file = _metrics_file(folder, data.start_step) if first_rank else None
-        recorder = Recorder(file, loggers, progress if first_rank else None, config.trainer.devices)
+    with ExitStack() as stack:
+        recorder = _recorder(folder, config, data, stack) if rank == 0 else Recorder(None, [], None, _world(config))
+        if rank == 0:
+            log.info("%s", trainable_table(tuned.model, config.optim, module.lr))
+            write_json(folder.path / "environment.json", environment(data.fingerprint))
+        evaluator = _evaluator(folder, config, data, processor)
         between = BetweenSteps(config.trainer, folder, data, recorder, evaluator, checkpointer, progression)
         trainer = build("trainer", config.trainer, data.total_steps, _precision(config), [between])
-        trainer.fit(module, data, ckpt_path=_checkpoint(checkpointer, data.start_step), weights_only=True)
-    if config.trainer.load_best:
-        _load_best(module, checkpointer)
+        resumed = checkpointer.path_of("last") if data.start_step else None
+        trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
     if not trainer.is_global_zero:
         return {}
+    if config.trainer.load_best:
+        _load_best(module, checkpointer)
     processor.save(tuned.export(folder.path))
     plot_curves(folder.metrics, folder.path / "curves.png")
     summary = write_success(folder, config, tuned.model, module.meter, progression, started)
-    finish(loggers, 0, {"best": summary["best"]["value"], "tokens_per_s": summary["tokens_per_s"]})
+    finish(recorder.loggers, 0, {"best": summary["best"]["value"], "tokens_per_s": summary["tokens_per_s"]})
     print_result(summary)
     return summary
 
@@ -123,8 +118,27 @@ def _resume_step(config: RunConfig, checkpointer: Checkpointer) -> int:
     return step
 
 
-def _checkpoint(checkpointer: Checkpointer, start_step: int) -> Path | None:
-    return checkpointer.path_of("last") if start_step else None
+def _total_steps(config: RunConfig, data: DataModule) -> int:
+    return config.trainer.max_steps or math.ceil(config.trainer.max_epochs * data.steps_per_epoch(_world(config)))
+
+
+def _world(config: RunConfig) -> int:
+    return config.trainer.devices
+
+
+def _evaluator(folder: RunFolder, config: RunConfig, data: DataModule, processor: Processor) -> Evaluator | None:
+    """Returns what validates, or None where there are no validation rows."""
+    longest = config.data.generation.max_new_tokens
+    return Evaluator(data, processor.tokenizer, folder.predictions, longest) if data.val_samples else None
+
+
+def _recorder(folder: RunFolder, config: RunConfig, data: DataModule, stack: ExitStack) -> Recorder:
+    """Opens metrics.jsonl, cut back to where the run goes on, and its views."""
+    loggers = build("logging", config.logging, _run_info(folder, config, data.start_step))
+    file = stack.enter_context(MetricsFile(folder.metrics))
+    file.truncate_after(data.start_step or -1)
+    progress = stack.enter_context(Progress(data.total_steps, data.start_step))
+    return Recorder(file, loggers, progress, _world(config))
 
 
 def _best(config: RunConfig, folder: RunFolder, checkpointer: Checkpointer, start_step: int) -> Best:
@@ -133,12 +147,6 @@ def _best(config: RunConfig, folder: RunFolder, checkpointer: Checkpointer, star
     step = checkpointer.step_of("best") if start_step else None
     row = next((row for row in read(folder.metrics) if row["step"] == step), {}) if step else {}
     return replace(best, value=row[best.metric], step=step) if best.metric in row else best
-
-
-def _metrics_file(folder: RunFolder, start_step: int) -> MetricsFile:
-    file = MetricsFile(folder.metrics)
-    file.truncate_after(start_step if start_step else -1)
-    return file
 
 
 def _run_info(folder: RunFolder, config: RunConfig, start_step: int) -> RunInfo:

@@ -38,6 +38,8 @@ def main(arguments: list[str]) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         code = EXIT_USER
+    finally:
+        folder.unlock()
     if first_rank():
         print(f"run: {folder.path}", flush=True)
     return code

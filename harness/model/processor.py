@@ -42,14 +42,15 @@ def load_processor(config: Qwen3VLConfig) -> Processor:
     Raises:
         UserError: The checkpoint can not be reached or lacks processor files.
     """
-    from transformers import AutoImageProcessor, AutoTokenizer
+    from transformers import AutoTokenizer
+
+    # By its own name: AutoImageProcessor asks for torchvision in transformers 5.17, whatever the backend.
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     path = resolve(config.path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=config.revision, trust_remote_code=False)
-        image_processor = AutoImageProcessor.from_pretrained(
-            path, revision=config.revision, backend="pil", trust_remote_code=False
-        )
+        image_processor = Qwen2VLImageProcessorPil.from_pretrained(path, revision=config.revision or "main")
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise reject("model.path", config.path, f"no tokenizer and image processor can be loaded ({reason})") from error

@@ -81,7 +81,6 @@ class BetweenSteps(lightning.Callback):
         """Measures the untrained model, unless the run goes on from a checkpoint."""
         assert isinstance(pl_module, TrainingModule)
         self._last_step = trainer.global_step
-        pl_module.model.train()
         with pl_module.meter.paused():
             if self._last_step == 0 and self.val_at_start and self.evaluator is not None:
                 self.progression.baseline = self._evaluate(trainer, pl_module, 0)

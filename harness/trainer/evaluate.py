@@ -52,7 +52,7 @@ class Evaluator:
         sums = torch.zeros(2, dtype=torch.float64, device=module.device)
         for batch in self.data.val_batches(trainer.global_rank, trainer.world_size):
             batch = batch.to(module.device)
-            loss = loss_sum(supervised_logits(module.base, batch), batch)
+            loss = loss_sum(supervised_logits(module.tuned.base, batch), batch)
             sums += torch.stack((loss.double(), torch.tensor(batch.num_supervised).to(loss.device)))
         total, tokens = _sum_over_ranks(sums, trainer).tolist()
         return total / max(tokens, 1)
@@ -60,7 +60,7 @@ class Evaluator:
     def _exact_match(self, trainer: Trainer, module: TrainingModule, step: int) -> float:
         items: list[dict[str, Any]] = []
         for batch in self.data.prompt_batches(trainer.global_rank, trainer.world_size):
-            texts = generate(module.base, self.tokenizer, batch.to(module.device), self.max_new_tokens)
+            texts = generate(module.tuned.base, self.tokenizer, batch.to(module.device), self.max_new_tokens)
             for text, reference, prompt, origin in zip(
                 texts, batch.references, batch.prompts, batch.origins, strict=True
             ):

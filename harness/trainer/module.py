@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from harness.config import RunConfig
@@ -30,9 +31,9 @@ class TrainingModule(lightning.LightningModule):
     def __init__(self, tuned: Tuned, config: RunConfig, total_steps: int) -> None:
         """Args: the tuned model, the whole run's config, and its number of optimiser steps."""
         super().__init__()
-        self.model = tuned.model
-        # Not a submodule of its own: the same weights are already inside `model`.
-        self.__dict__["base"] = tuned.base
+        # transformers loads in evaluation mode, and Lightning leaves modes alone.
+        self.model = tuned.model.train()
+        self.tuned = tuned
         self.config = config
         self.total_steps = total_steps
         self.lr = config.optim.lr or tuned.default_lr
@@ -47,11 +48,11 @@ class TrainingModule(lightning.LightningModule):
         """Returns the micro-batch's share of the step's loss, scaled for Lightning's and DDP's averaging."""
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self._step_tokens = self._sum_over_ranks(batch.step_supervised)
-        loss = loss_sum(supervised_logits(self.base, batch), batch) / max(self._step_tokens, 1)
+        loss = loss_sum(supervised_logits(self.tuned.base, batch), batch) / max(self._step_tokens, 1)
         self.meter.add(batch, loss.detach())
         return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Builds the optimiser and a schedule that moves once per optimiser step."""
         optimizer = build("optim", self.config.optim, self.model, self.lr)
         schedule = build_schedule(optimizer, self.config.optim.schedule, self.total_steps)
@@ -68,7 +69,7 @@ class TrainingModule(lightning.LightningModule):
         limit = self.config.optim.max_grad_norm or math.inf
         self.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit).detach()
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Returns trainable weights only."""
         trainable = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in trainable}
@@ -82,7 +83,9 @@ class TrainingModule(lightning.LightningModule):
         """Keeps the random state until the first batch: what runs before it draws numbers too."""
         missing = set(self.state_dict()) - set(checkpoint["state_dict"])
         if missing:
-            raise RuntimeError(f"the checkpoint lacks {len(missing)} trainable weights, {sorted(missing)[0]} among them")
+            raise RuntimeError(
+                f"the checkpoint lacks {len(missing)} trainable weights, {sorted(missing)[0]} among them"
+            )
         self._rng = checkpoint["rng"]
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:

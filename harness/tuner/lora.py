@@ -60,6 +60,8 @@ class LoraConfig:
         check_low_rank(self.rank, self.alpha, self.dropout, self.target_modules)
         if not re.fullmatch(r"default|gaussian|pissa|pissa_niter_[1-9]\d*|olora", self.init):
             raise reject("tuner.init", self.init, "known: default, gaussian, pissa, pissa_niter_N, olora")
+        if self.init.startswith(("pissa", "olora")) and self.bias is not Bias.none:
+            raise reject("tuner.bias", self.bias.name, f"can not be exported with tuner.init={self.init}; use none")
 
 
 @register("tuner", LoraConfig)

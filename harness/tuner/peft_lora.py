@@ -1,6 +1,7 @@
 """What LoRA and its relatives share: wrapping with PEFT, the adapter's dtype, and an export that loads anywhere."""
 
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,11 +51,17 @@ class _Exporter:
 
     def __init__(self, model: PeftModel, changes_base: bool) -> None:
         self._model = model
-        self._start = tempfile.TemporaryDirectory() if changes_base else None
-        if self._start:
-            model.save_pretrained(self._start.name)
+        trained = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        self._start = trained if changes_base else None
 
     def export(self, folder: Path) -> Path:
-        start = self._start.name if self._start else None
-        self._model.save_pretrained(str(folder / "adapter"), path_initial_model_for_weight_conversion=start)
-        return folder / "adapter"
+        target = folder / "adapter"
+        if self._start is None:
+            self._model.save_pretrained(str(target))
+            return target
+        with tempfile.TemporaryDirectory() as start, warnings.catch_warnings():
+            # PEFT recommends the very conversion that happens here.
+            warnings.filterwarnings("ignore", message=".*changes the base weights of the model")
+            self._model.save_pretrained(start, state_dict=self._start)
+            self._model.save_pretrained(str(target), path_initial_model_for_weight_conversion=start)
+        return target

@@ -35,10 +35,9 @@ def target_regex(model: nn.Module, targets: Sequence[str], trainable: frozenset[
             frozen = names(sorted({component_of(name) for name in matched}, key=lambda item: item.value))
             raise reject("tuner.target_modules", target, f"lies only in {frozen}, which the freeze policy keeps frozen")
         chosen += free
-    regex = _regex(chosen)
-    matched_names = {name for name, _ in model.named_modules() if re.fullmatch(regex, name)}
-    assert matched_names == set(chosen), matched_names ^ set(chosen)
-    return regex
+    compact = _regex(chosen, any_layer=True)
+    reached = {name for name, _ in model.named_modules() if re.fullmatch(compact, name)}
+    return compact if reached == set(chosen) else _regex(chosen, any_layer=False)
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -46,14 +45,12 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or {"in_features", "out_features"} <= vars(module).keys()
 
 
-def _regex(chosen: Sequence[str]) -> str:
-    """Groups names by component prefix and drops layer numbers: short enough to read in adapter_config.json."""
+def _regex(chosen: Sequence[str], *, any_layer: bool) -> str:
+    """Groups names by component prefix; with any_layer a number stands for all, short enough to read in a config."""
     suffixes: dict[str, set[str]] = {}
     for name in chosen:
         prefix = next(p for prefixes in PREFIXES.values() for p in prefixes if name.startswith(p))
-        suffixes.setdefault(prefix, set()).add(re.sub(r"\d+", "#", name.removeprefix(prefix)))
-    parts = [
-        re.escape(prefix) + "(?:" + "|".join(re.escape(s).replace(r"\#", r"\d+") for s in sorted(group)) + ")"
-        for prefix, group in suffixes.items()
-    ]
-    return "|".join(parts)
+        suffixes.setdefault(prefix, set()).add(re.escape(name.removeprefix(prefix)))
+    if any_layer:
+        suffixes = {prefix: {re.sub(r"\d+", r"\\d+", name) for name in group} for prefix, group in suffixes.items()}
+    return "|".join(f"{re.escape(prefix)}(?:{'|'.join(sorted(group))})" for prefix, group in suffixes.items())
