@@ -1,0 +1,37 @@
+import logging
+
+import pytest
+
+from harness import config, registry
+from harness.compose import compose_config
+from harness.experiment import trial
+from harness.experiment.folder import RunFolder
+
+QUICK = ("data.train_rows=32", "data.workers=0", "trainer.batch_size=8", "data.generation.max_samples=4")
+"""A run of seconds: four steps an epoch. Its validation still takes all 360 rows."""
+
+
+@pytest.fixture(autouse=True)
+def root_logger():
+    """A run sends logging to its folder; later tests must not write there."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    for handler in set(root.handlers) - set(handlers):
+        handler.close()
+    root.handlers[:], root.level = handlers, level
+    logging.captureWarnings(False)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs a trial in this process and returns its folder and exit code."""
+    registry.load()
+
+    def start(name: str, *overrides: str) -> tuple[RunFolder, int]:
+        folder = RunFolder(tmp_path / name)
+        folder.path.mkdir(exist_ok=True)
+        config.save(compose_config([*QUICK, *overrides]), folder.config)
+        return folder, trial.main([str(folder.path)])
+
+    return start

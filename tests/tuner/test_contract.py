@@ -1,0 +1,95 @@
+"""What every tuner has to keep, whatever its method; a new tuner is tested by being registered."""
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import Qwen3VLForConditionalGeneration
+
+from harness import registry
+from harness.model.forward import loss_sum, supervised_logits
+
+registry.load()
+TUNERS = registry.names("tuner")
+CHOICES = [[f"tuner={name}"] for name in TUNERS] + [
+    ["tuner=lora", "tuner.init=pissa"],
+    ["tuner=lora", "tuner.init=pissa_niter_4"],
+    ["tuner=lora", "tuner.init=olora"],
+    ["tuner=lora", "tuner.init=gaussian"],
+    ["tuner=lora", "tuner.rslora=true", "tuner.init=pissa"],
+    ["tuner=lora", "tuner.bias=all", "freeze=none"],
+    ["tuner=dora", "freeze=none"],
+]
+
+
+def logits(model, batch):
+    model.eval()
+    with torch.no_grad():
+        return supervised_logits(getattr(getattr(model, "base_model", model), "model", model), batch)
+
+
+def base_logits(make_tuned, batch):
+    tuned = make_tuned("tuner=full")
+    tuned.model.eval()
+    with torch.no_grad():
+        return supervised_logits(tuned.base, batch)
+
+
+def take_steps(tuned, batch, steps=2):
+    tuned.model.train()
+    trained = [p for p in tuned.model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-2)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (loss_sum(supervised_logits(tuned.base, batch), batch) / batch.num_supervised).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=" ".join)
+def test_starts_as_the_base_model(make_tuned, make_batch, choice):
+    tuned, batch = make_tuned(*choice), make_batch(0, 1)
+    tuned.model.eval()
+    with torch.no_grad():
+        ours = supervised_logits(tuned.base, batch)
+    torch.testing.assert_close(ours, base_logits(make_tuned, batch), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=" ".join)
+def test_training_changes_what_is_trainable_and_nothing_else(make_tuned, make_batch, choice):
+    tuned = make_tuned(*choice)
+    before = {name: p.detach().clone() for name, p in tuned.model.named_parameters()}
+    take_steps(tuned, make_batch(0, 1, 2, 3))
+    for name, parameter in tuned.model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+        else:
+            assert parameter.grad is None and torch.equal(parameter, before[name]), f"{name} is frozen and changed"
+    # Rows of the embedding that no sample uses, and A while B is zero, may stand still; most must move.
+    moved = [n for n, p in tuned.model.named_parameters() if p.requires_grad and not torch.equal(p, before[n])]
+    assert len(moved) > 0.9 * sum(p.requires_grad for p in tuned.model.parameters())
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=" ".join)
+def test_export_loads_with_plain_libraries_to_equal_logits(make_tuned, make_batch, tmp_path, choice):
+    tuned, batch = make_tuned(*choice), make_batch(4, 5)
+    take_steps(tuned, make_batch(0, 1, 2, 3))
+    tuned.model.eval()
+    with torch.no_grad():
+        expected = supervised_logits(tuned.base, batch)
+    folder = tuned.export(tmp_path)
+    base = str(registry._PACKAGE / "model" / "tiny_checkpoint")
+    if folder.name == "model":
+        model = Qwen3VLForConditionalGeneration.from_pretrained(folder)
+    else:
+        model = PeftModel.from_pretrained(Qwen3VLForConditionalGeneration.from_pretrained(base), str(folder))
+        torch.testing.assert_close(logits(model, batch), expected, atol=1e-4, rtol=1e-4)
+        model = model.merge_and_unload()
+    model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(supervised_logits(model, batch), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=" ".join)
+def test_adapters_are_float32_whatever_the_base(make_tuned, choice):
+    tuned = make_tuned(*choice, "model.dtype=bfloat16")
+    types = {p.dtype for p in tuned.model.parameters() if p.requires_grad}
+    assert types == ({torch.bfloat16} if choice[0] == "tuner=full" else {torch.float32})

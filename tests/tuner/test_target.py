@@ -1,0 +1,39 @@
+import re
+
+import pytest
+
+from harness.errors import UserError
+from harness.model.component import Component
+from harness.tuner.target import target_regex
+
+
+@pytest.fixture
+def base(make_tuned):
+    return make_tuned("tuner=full").base
+
+
+def matched(base, targets, *components):
+    regex = target_regex(base, targets, frozenset(components))
+    return {name for name, _ in base.named_modules() if re.fullmatch(regex, name)}
+
+
+def test_all_linear_takes_every_linear_of_the_component_but_the_head(base):
+    names = matched(base, ["all-linear"], Component.llm)
+    assert len(names) == 4 * 7 and "lm_head" not in names
+    assert len(matched(base, ["all-linear"], Component.aligner)) == 2 * 4
+
+
+def test_suffixes_choose_modules(base):
+    assert len(matched(base, ["q_proj", "mlp.up_proj"], Component.llm)) == 4 * 2
+    one = "model.language_model.layers.1.self_attn.o_proj"
+    assert matched(base, ["layers.1.self_attn.o_proj"], Component.llm) == {one}
+
+
+def test_a_target_that_matches_nothing_lists_the_known(base):
+    with pytest.raises(UserError, match=r"query_proj: matches no linear layer; known: .*q_proj"):
+        target_regex(base, ["query_proj"], frozenset(Component))
+
+
+def test_a_target_in_frozen_components_only_is_refused(base):
+    with pytest.raises(UserError, match="qkv: lies only in vit, which the freeze policy keeps frozen"):
+        target_regex(base, ["qkv"], frozenset({Component.llm}))
