@@ -40,7 +40,8 @@ check-conf: $(INSTALLED) ## Compose and validate every shipped config
 	$(BIN)/python -m pytest tests/test_conf.py
 
 bench: $(INSTALLED) ## Measure steps of a Qwen3-VL-4B with random weights (needs a GPU)
-	$(BIN)/python -m harness.model.random_checkpoint --shape 4b --out outputs/random_4b
+	$(BIN)/python benchmarks/random_checkpoint.py --shape 4b --out outputs/random_4b
+	$(BIN)/python benchmarks/caption_workload.py --out outputs/captions
 	$(BIN)/python -m harness experiment=bench_4b
 
 clean: ## Remove .venv and caches; run folders stay
