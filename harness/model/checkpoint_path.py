@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from harness.errors import UserError, reject
+from harness.errors import reject
 
 SHIPPED = "harness:"
 """Prefix of checkpoints that come with the package."""
