@@ -16,7 +16,7 @@ from PIL import Image
 from harness.model.processor import load_processor
 from harness.model.qwen3_vl import Qwen3VLConfig
 
-WORDS = (
+WORDS = (  # noqa: SIM905 - one line of words reads better than a list
     "a an the small large red blue green yellow circle square triangle left right above below near of and with"
 ).split()
 

@@ -12,7 +12,7 @@ from harness.experiment.folder import RunFolder, write_json
 from harness.logging.metrics import read
 from harness.logging.table import render, show
 from harness.model.component import Component, component_of
-from harness.trainer.callback import Progression, peak_memory
+from harness.trainer.callback import Progression
 from harness.trainer.meter import Meter
 
 
@@ -31,7 +31,6 @@ def write_success(
     """
     steady = meter.steady if meter.steady.steps else meter.total
     world_size = config.trainer.devices
-    device = next(model.parameters()).device
     first_step = progression.first_step_at or time.time()
     content = _common(folder, config, "completed", started) | {
         "tokens": meter.total.tokens * world_size,
@@ -43,7 +42,7 @@ def write_success(
         "total_parameters": sum(p.numel() for p in model.parameters()),
         "tokens_per_s": steady.rates(world_size)["perf/tokens_per_s"],
         "mfu": None,
-        "peak_allocated_gib": peak_memory(device).get("memory/peak_allocated_gib"),
+        "peak_allocated_gib": progression.memory.get("memory/peak_allocated_gib"),
         "startup_time_s": first_step - started,
         "error": None,
     }

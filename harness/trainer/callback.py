@@ -47,6 +47,8 @@ class Progression:
     val: dict[str, float] = field(default_factory=dict)
     """Metrics of the last validation."""
     train_loss: float | None = None
+    memory: dict[str, float] = field(default_factory=dict)
+    """Peak GPU memory at the last reading; Lightning moves the model off the GPU when it ends."""
     first_step_at: float | None = None
     """Clock reading (`time.time()`) at the end of the first optimiser step."""
 
@@ -102,7 +104,8 @@ class BetweenSteps(lightning.Callback):
         if not (validate or save or self.recorder.num_pending >= self.log_every):
             return
         interval = pl_module.meter.end_interval(self.data.take_wait_seconds())
-        self.progression.train_loss = self.recorder.flush(interval, peak_memory(pl_module.device))
+        self.progression.memory = peak_memory(pl_module.device)
+        self.progression.train_loss = self.recorder.flush(interval, self.progression.memory)
         with pl_module.meter.paused():
             metrics = self._evaluate(trainer, pl_module, step) if validate else {}
             self.recorder.commit(metrics)

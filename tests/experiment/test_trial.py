@@ -51,7 +51,7 @@ def test_a_resumed_run_is_the_run_it_would_have_been(run, choice):
         "trainer.val_every_steps=6",
         "trainer.batch_size=4",
     ]
-    common += ["trainer.max_steps=9", "trainer.keep_checkpoints=9"]
+    common += ["trainer.max_steps=9", "trainer.save_every_steps=3", "trainer.keep_checkpoints=9"]
     folder, _ = run("a", *common)
     expected, expected_weights = losses(folder), weights(folder, 9)
     # As a kill after step 3 would have left it: later rows are in metrics.jsonl, later checkpoints are not.
