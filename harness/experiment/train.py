@@ -30,6 +30,7 @@ from harness.registry import build
 from harness.trainer.callback import Best, BetweenSteps, Progression
 from harness.trainer.checkpoint import Checkpointer
 from harness.trainer.evaluate import Evaluator
+from harness.trainer.gradient_check import check_reachable
 from harness.trainer.module import TrainingModule
 from harness.trainer.recorder import Recorder
 
@@ -54,6 +55,7 @@ def train(folder: RunFolder, config: RunConfig, started: float) -> dict[str, Any
     processor = load_processor(config.model)
     data = _data(config, processor)
     tuned = build("tuner", config.tuner, build("model", config.model), build("freeze", config.freeze))
+    check_reachable(tuned.model, sum(sample.num_visual for sample in data.train_samples))
     build("memory", config.memory, tuned.base)
     checkpointer = Checkpointer(folder.checkpoints, config.trainer.keep_checkpoints)
     data.start_step, data.total_steps = _resume_step(config, checkpointer), _total_steps(config, data)

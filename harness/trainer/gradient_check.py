@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from harness.errors import UserError
 from harness.model.component import Component, component_of, names
 
 
@@ -32,6 +33,24 @@ class GradientCheck:
                 f"{names(dead)}: marked as trainable, but the first step gave it no gradient, so it would never train. "
                 "Look at the freeze policy and tuner.target_modules, and whether the data reaches it."
             )
+
+
+def check_reachable(model: nn.Module, num_visual: int) -> None:
+    """Refuses to train the ViT or the aligner on rows without images, where no step would ever look at them.
+
+    Args:
+        model: The model with its trainable parameters marked.
+        num_visual: Image tokens in all training rows.
+
+    Raises:
+        UserError: A vision component should train and no row reaches it.
+    """
+    training = {component_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
+    blind = sorted(training - {Component.llm}, key=lambda component: component.value)
+    if blind and num_visual == 0:
+        raise UserError(
+            f"{names(blind)}: should train, but no training row has an image; freeze it, freeze=vit_aligner"
+        )
 
 
 def _has_gradient(parameter: nn.Parameter) -> bool:

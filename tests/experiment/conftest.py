@@ -7,7 +7,8 @@ from harness.compose import compose_config
 from harness.experiment import trial
 from harness.experiment.folder import RunFolder
 
-QUICK = ("data.train_rows=32", "data.workers=0", "trainer.batch_size=8", "data.generation.max_samples=4")
+QUICK = ("data.workers=0", "trainer.batch_size=8", "data.generation.max_samples=4")
+DIGITS = ("data.train_rows=32",)
 """A run of seconds: four steps an epoch. Its validation still takes all 360 rows."""
 
 
@@ -31,7 +32,8 @@ def run(tmp_path):
     def start(name: str, *overrides: str) -> tuple[RunFolder, int]:
         folder = RunFolder(tmp_path / name)
         folder.path.mkdir(exist_ok=True)
-        config.save(compose_config([*QUICK, *overrides]), folder.config)
+        digits = () if "data=jsonl" in overrides else DIGITS
+        config.save(compose_config([*QUICK, *digits, *overrides]), folder.config)
         return folder, trial.main([str(folder.path)])
 
     return start
