@@ -1,5 +1,7 @@
 # Every target works on a fresh machine that has git, make and Python 3.11 or 3.12: each makes .venv first if need be.
-PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3)
+SUITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
+# The first that runs and has the right version: a name on the PATH may be a stub of a version manager.
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do $$p -c "$(SUITS)" 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 INSTALLED := .venv/installed
 .DEFAULT_GOAL := help
@@ -12,8 +14,7 @@ help: ## Show the targets
 setup: $(INSTALLED) ## Make .venv and install the pinned packages
 
 $(INSTALLED): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 13), sys.version' \
-		|| { echo "needs Python 3.11 or 3.12; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@test -n "$(PYTHON)" && $(PYTHON) -c "$(SUITS)" || { echo "needs Python 3.11 or 3.12: make PYTHON=/path/to/python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
