@@ -16,7 +16,7 @@ Series = tuple[list[int], list[float]]
 TRAIN, VAL, GRADIENT, MARK = "#4269d0", "#ff725c", "#6b7280", "#b91c1c"
 """Colours of training, validation, gradient norm, and of a step whose loss is not finite."""
 
-_LR, _NO_DECAY = "train/lr/", "_no_decay"
+_LR = "train/lr/"
 
 
 def plot_curves(metrics_path: Path, png_path: Path) -> None:
@@ -71,10 +71,9 @@ def _metric_keys(rows: list[Row]) -> list[str]:
 
 
 def _lr_keys(rows: list[Row]) -> list[str]:
-    """Returns one key for each learning rate, the highest first: groups that differ in weight decay alone share one."""
+    """Returns the key of each component's learning rate, the highest first."""
     keys = {key for row in rows for key in row if key.startswith(_LR)}
-    shown = [key for key in keys if not (key.endswith(_NO_DECAY) and key.removesuffix(_NO_DECAY) in keys)]
-    return sorted((key for key in shown if series(rows, key)[1]), key=lambda key: (-max(series(rows, key)[1]), key))
+    return sorted((key for key in keys if series(rows, key)[1]), key=lambda key: (-max(series(rows, key)[1]), key))
 
 
 def _draw_loss(axes: "Axes", rows: list[Row]) -> None:

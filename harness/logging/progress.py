@@ -14,8 +14,6 @@ from harness.logging.setup import FILE_ONLY
 
 log = logging.getLogger(__name__)
 
-_NO_DECAY = "_no_decay"
-
 
 class Progress:
     """Shows how far a run is, how fast it goes, and its latest figures.
@@ -121,11 +119,7 @@ _TRAIN: dict[str, Callable[[float], str]] = {
 def _rates(row: Mapping[str, float]) -> str:
     """Returns `lr 1.0e-03`, with the group's name behind each rate where the groups' rates differ."""
     prefix = "train/lr/"
-    rates = {
-        key.removeprefix(prefix): value
-        for key, value in row.items()
-        if key.startswith(prefix) and not (key.endswith(_NO_DECAY) and key.removesuffix(_NO_DECAY) in row)
-    }
+    rates = {key.removeprefix(prefix): value for key, value in row.items() if key.startswith(prefix)}
     if len(set(rates.values())) <= 1:
         return f"lr {next(iter(rates.values())):.1e}" if rates else ""
     return "lr " + " ".join(f"{value:.1e} ({name})" for name, value in rates.items())

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import warnings
 from pathlib import Path
 from typing import TextIO
 
@@ -47,6 +48,9 @@ def setup_logging(run_folder: Path, rank: int) -> None:
     root.addHandler(_file(run_folder / ("train.log" if rank == 0 else f"train.rank{rank}.log")))
     root.setLevel(logging.INFO)
     logging.captureWarnings(True)
+    # What a library will change in a later version is for its callers to read, not for the user of a pinned one.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|lightning)\.")
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"(transformers|peft|lightning)\.")
     _quiet_libraries(rank)
 
 

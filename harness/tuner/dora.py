@@ -4,12 +4,11 @@ B starts at zero and m at ||W||, so the model starts unchanged. As in the paper'
 constant in the backward pass, which is what PEFT does.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.registry import register
-from harness.tuner.lora import AdapterDtype
-from harness.tuner.low_rank import check_low_rank
+from harness.tuner.low_rank import LowRankConfig
 
 if TYPE_CHECKING:
     from harness.model.component import Component
@@ -18,23 +17,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True, slots=True)
-class DoraConfig:
+class DoraConfig(LowRankConfig):
     """Same defaults as lora, so that the two compare at equal settings."""
 
     name: str = "dora"
-    rank: int = 8
-    """Rank of the directional update."""
-    alpha: float = 32.0
-    """Scale of the directional update: alpha / rank."""
-    dropout: float = 0.05
-    """Probability of dropping an input of the adapter, 0 to 1."""
-    target_modules: list[str] = field(default_factory=lambda: ["all-linear"])
-    """Module names as a suffix (`q_proj`, `mlp.up_proj`) or all-linear: every linear layer of what is not frozen."""
-    dtype: AdapterDtype = AdapterDtype.float32
-    """Storage type of A, B and the magnitudes."""
-
-    def __post_init__(self) -> None:
-        check_low_rank(self.rank, self.alpha, self.dropout, self.target_modules)
 
 
 @register("tuner", DoraConfig)

@@ -5,25 +5,18 @@ start A and B from the SVD or QR of W and take their product out of W, so the mo
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
 from harness.errors import reject
 from harness.registry import register
-from harness.tuner.low_rank import check_low_rank
+from harness.tuner.low_rank import LowRankConfig
 
 if TYPE_CHECKING:
     from harness.model.component import Component
     from harness.model.loading import Loaded
     from harness.tuner.tuned import Tuned
-
-
-class AdapterDtype(Enum):
-    """Storage type of adapter weights."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
 
 
 class Bias(Enum):
@@ -35,29 +28,19 @@ class Bias(Enum):
 
 
 @dataclass(kw_only=True, slots=True)
-class LoraConfig:
-    """Defaults are those of ms-swift's guide for Qwen3-VL: rank 8, alpha 32, dropout 0.05."""
+class LoraConfig(LowRankConfig):
+    """LoRA; `init` and `rslora` choose among its variants."""
 
     name: str = "lora"
-    rank: int = 8
-    """Rank of the update. More is more capacity, memory and time."""
-    alpha: float = 32.0
-    """Scale of the update: alpha / rank, or alpha / sqrt(rank) with rslora."""
-    dropout: float = 0.05
-    """Probability of dropping an input of the adapter, 0 to 1."""
-    target_modules: list[str] = field(default_factory=lambda: ["all-linear"])
-    """Module names as a suffix (`q_proj`, `mlp.up_proj`) or all-linear: every linear layer of what is not frozen."""
     init: str = "default"
     """Start of A and B: default (Kaiming, zero), gaussian, pissa, pissa_niter_N (fast SVD, N iterations), olora."""
     rslora: bool = False
     """Scale by alpha / sqrt(rank), which keeps high ranks stable."""
     bias: Bias = Bias.none
     """Biases that train too: none, all, or lora_only (of the layers that have an adapter)."""
-    dtype: AdapterDtype = AdapterDtype.float32
-    """Storage type of A and B; float32 keeps small updates that bfloat16 would round away."""
 
     def __post_init__(self) -> None:
-        check_low_rank(self.rank, self.alpha, self.dropout, self.target_modules)
+        LowRankConfig.__post_init__(self)
         if not re.fullmatch(r"default|gaussian|pissa|pissa_niter_[1-9]\d*|olora", self.init):
             raise reject("tuner.init", self.init, "known: default, gaussian, pissa, pissa_niter_N, olora")
         if self.init.startswith(("pissa", "olora")) and self.bias is not Bias.none:

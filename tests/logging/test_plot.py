@@ -24,7 +24,6 @@ def full(steps: int) -> list[dict[str, float]]:
             "train/loss": 2 / step,
             "train/grad_norm": 1.0 + 100 / step,
             "train/lr/llm": 1e-3 / step,
-            "train/lr/llm_no_decay": 1e-3 / step,
             "train/lr/vit": 1e-5 / step,
             "val/loss": 3 / step,
             "val/exact_match": 1 - 1 / step,

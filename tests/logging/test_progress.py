@@ -10,7 +10,6 @@ from harness.logging.setup import ConsoleHandler
 ROW = {
     "train/loss": 0.812,
     "train/lr/llm": 1e-3,
-    "train/lr/llm_no_decay": 1e-3,
     "perf/tokens_per_s": 1830.4,
     "perf/data_wait_fraction": 0.004,
 }
@@ -88,13 +87,13 @@ def test_time_left_of_a_resumed_run_counts_its_own_steps(caplog: pytest.LogCaptu
 
 
 def test_learning_rates_that_differ_are_all_named() -> None:
-    row = {"train/loss": 1.0, "train/lr/llm": 1e-4, "train/lr/llm_no_decay": 1e-4, "train/lr/vit": 1e-6}
+    row = {"train/loss": 1.0, "train/lr/llm": 1e-4, "train/lr/vit": 1e-6}
     assert describe(row) == "loss 1 lr 1.0e-04 (llm) 1.0e-06 (vit)"
 
 
 def test_utilisation_and_what_is_missing() -> None:
     assert describe({"perf/mfu": 0.314}) == "mfu 31.4 %"
-    assert describe({"train/lr/llm_no_decay": 1e-4}) == "lr 1.0e-04"
+    assert describe({"train/lr/llm": 1e-4}) == "lr 1.0e-04"
     assert describe({}) == ""
 
 
