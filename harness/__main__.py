@@ -1,16 +1,17 @@
 """`python -m harness`: composes and checks the command line, then starts one run or a multirun."""
 
-import os
+import signal
 import sys
+from collections.abc import Sequence
 
 import hydra
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
 
 from harness import compose, registry
-from harness.errors import UserError
+from harness.errors import UserError, tell
 from harness.experiment import resume
-from harness.experiment.launch import Launcher
+from harness.experiment.launch import Launcher, swept
 from harness.help import render_help
 
 _UNCHECKED = ("hydra_help", "version", "info", "shell_completion", "config_path", "config_name", "config_dir")
@@ -18,7 +19,7 @@ _UNCHECKED = ("hydra_help", "version", "info", "shell_completion", "config_path"
 
 
 def main() -> int:
-    """Returns the exit code: 0 success, 2 a mistake of the user's, anything else a crash."""
+    """Returns the exit code: 0 success, 2 a mistake of the user's, 130 Ctrl-C, anything else a crash."""
     registry.load()
     args = get_args_parser().parse_args()
     try:
@@ -28,19 +29,29 @@ def main() -> int:
         overrides = resume.apply(args.overrides)
         if not any(getattr(args, flag, None) for flag in _UNCHECKED):
             compose.check(overrides, multirun=args.multirun)
+        flags = [argument for argument in sys.argv[1:] if argument not in args.overrides]
+        return _start(flags, [*overrides, *(swept(overrides) if args.multirun else [])])
     except UserError as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        print(f"error: {error}", file=sys.stderr)
+        tell(error)
         return 2
-    sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in args.overrides] + overrides
+
+
+def _start(flags: Sequence[str], overrides: Sequence[str]) -> int:
+    """Hands the command line to Hydra, which makes the folders and calls the launcher."""
     launcher = Launcher()
 
     @hydra.main(config_path=str(registry.CONF), config_name=compose.ROOT, version_base="1.3")
     def task(cfg: DictConfig) -> float | None:
         return launcher.start(cfg)
 
-    task()
+    sys.argv[1:] = [*flags, *overrides]
+    try:
+        task()
+    except KeyboardInterrupt:
+        launcher.finish()
+        return 128 + signal.SIGINT
+    except OSError as error:
+        raise UserError(f"the run folder can not be made: {error}") from error
     return launcher.finish()
 
 

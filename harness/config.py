@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from harness import registry
 from harness.errors import UserError, reject
 
-VOLATILE = ("logging", "trainer.resume", "trainer.log_every_steps", "trainer.devices", "data.workers")
+VOLATILE = ("logging", "trainer.resume", "trainer.log_every_steps", "data.workers")
 """Keys that change neither the trained weights nor the metrics, and so are no part of a run's identity."""
 
 
@@ -37,16 +37,15 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Checks the rules that span groups; the range of a single key is its own dataclass's matter."""
-        if self.seed < 0:
-            raise reject("seed", self.seed, "must be 0 or more")
+        if not 0 <= self.seed < 2**32:
+            raise reject("seed", self.seed, "must be 0 or more, and below 2**32")
+        for component in self.freeze.frozen:
+            rate = getattr(self.optim, f"{component.name}_lr", None)
+            if rate is not None:
+                raise reject(f"optim.{component.name}_lr", rate, f"the freeze policy keeps {component.name} frozen")
         if self.trainer.monitor == "val/exact_match" and not self.data.generation.enabled:
             raise reject(
                 "trainer.monitor", self.trainer.monitor, "is measured by generation: set data.generation.enabled=true"
-            )
-        fp16 = self.memory.precision.name == "fp16"
-        if fp16 and self.tuner.name == "full" and self.model.dtype.name != "float32":
-            raise reject(
-                "memory.precision", "fp16", "full fine-tuning under a gradient scaler needs model.dtype=float32"
             )
 
 

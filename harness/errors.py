@@ -1,5 +1,9 @@
 """The one exception for what a user can cause; `python -m harness` turns it into exit code 2."""
 
+import os
+import sys
+import traceback
+
 
 class UserError(ValueError):
     """A mistake that the user can mend: says the key or place, the value found and the remedy.
@@ -17,3 +21,10 @@ def reject(key: str, value: object, remedy: str) -> UserError:
         remedy: What to write instead.
     """
     return UserError(f"{key}={value}: {remedy}")
+
+
+def tell(error: UserError) -> None:
+    """Prints a mistake on standard error: one message, or the traceback where HYDRA_FULL_ERROR=1 asks for it."""
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        traceback.print_exception(error)
+    print(f"error: {error}", file=sys.stderr)

@@ -21,7 +21,7 @@ Fine-tunes a Qwen3-VL. Without arguments: the tiny model on handwritten digits, 
 Examples
   python -m harness tuner=dora optim.lr=2e-4
   python -m harness experiment=demo
-  python -m harness model.path=CHECKPOINT_FOLDER data=jsonl data.train=train.jsonl data.val=val.jsonl
+  python -m harness model=qwen3_vl model.path=CHECKPOINT data=jsonl data.train=train.jsonl data.val=val.jsonl
   python -m harness -m tuner.rank=8,16,32 optim.lr=1e-4,2e-4 freeze=vit,vit_aligner
   python -m harness trainer.resume=RUN_FOLDER
   python -m harness tuner=dora --help       keys of that choice

@@ -19,8 +19,8 @@ GROUPS = ("model", "tuner", "freeze", "optim", "data", "memory", "logging", "tra
 """Config groups that hold implementations, in the order in which a run builds them."""
 
 _PACKAGE = Path(__file__).parent
-CONF = next(path for path in (_PACKAGE.parent / "conf", _PACKAGE / "conf") if path.is_dir())
-"""The folder of Hydra configs: beside the package in a checkout, inside it in an installed wheel."""
+CONF = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (path / "config.yaml").is_file())
+"""The folder of Hydra configs: inside the package in an installed wheel, beside it in a checkout."""
 
 Builder = TypeVar("Builder", bound=Callable[..., Any])
 

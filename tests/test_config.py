@@ -36,7 +36,8 @@ def test_hash_ignores_what_changes_no_result(make_config):
     ("overrides", "message"),
     [
         (["trainer.monitor=val/exact_match", "data.generation.enabled=false"], "set data.generation.enabled=true"),
-        (["tuner=full", "memory.precision=fp16", "model.dtype=float16"], "needs model.dtype=float32"),
+        (["optim.vit_lr=1e-5"], r"optim\.vit_lr=1e-05: the freeze policy keeps vit frozen"),
+        (["seed=5000000000"], "below 2"),
     ],
 )
 def test_rules_across_groups(make_config, overrides, message):

@@ -76,7 +76,7 @@ def _read(key: str, name: str, config: JsonlConfig, content: "_Hash") -> list["R
     """Returns the rows of a file and adds its bytes, and the size of each image file, to the fingerprint."""
     from harness.data.row import canonical
 
-    path = Path(name)
+    path = Path(name).expanduser()
     if not path.is_file():
         raise reject(key, name, "no such file")
     root = Path(config.root) if config.root is not None else path.parent

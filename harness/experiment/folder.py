@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import socket
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -84,7 +85,13 @@ class RunFolder:
         attempt = self.read_status().get("attempt", 0) + 1
         job = os.environ.get("SLURM_JOB_ID")
         self.write_status(
-            state="running", attempt=attempt, pid=os.getpid(), host=socket.gethostname(), job_id=job, exit_reason=None
+            state="running",
+            attempt=attempt,
+            run_id=self.read_status().get("run_id", uuid.uuid4().hex[:12]),
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            job_id=job,
+            exit_reason=None,
         )
         return attempt
 

@@ -10,11 +10,13 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -23,7 +25,7 @@ from harness import config
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 OmegaConf.register_new_resolver(
-    "slug", lambda text: re.sub(r"[^\w.=,+-]+", "-", text)[:100].strip("-,") or "default", replace=True
+    "slug", lambda text: re.sub(r"[^\w.+-]+", "_", text.replace("=", "-"))[:100].strip("-_") or "default", replace=True
 )
 
 
@@ -33,6 +35,8 @@ class Launcher:
 
     trials: list[Path] = field(default_factory=list)
     """Folders of the multirun's trials so far."""
+    codes: list[int] = field(default_factory=list)
+    """Exit codes of those that ended."""
 
     def start(self, cfg: DictConfig) -> float | None:
         """Freezes one trial's config in its folder and starts it.
@@ -56,17 +60,36 @@ class Launcher:
             for name, value in os.environ.items()
             if name not in _RANK_VARIABLES and not name.startswith("PL_")
         }
-        subprocess.run(command, env=inherited, check=False)
+        self.codes.append(_wait(subprocess.Popen(command, env=inherited)))
         return _monitored(read_summary(folder), cfg.trainer.monitor)
 
     def finish(self) -> int:
-        """Prints the comparison after a multirun; returns its exit code: 0 if every trial completed."""
+        """Prints the comparison after a multirun; returns 0 if every trial completed, 2 if all that failed did by 2."""
         if not self.trials:
             return 0
         summaries = {folder: read_summary(folder) for folder in self.trials}
         print(comparison(summaries))
         print(f"run: {self.trials[0].parent}", flush=True)
-        return 0 if all(summary.get("status") == "completed" for summary in summaries.values()) else 1
+        failed = {code for code in self.codes if code != 0}
+        if not failed:
+            return 0
+        return 2 if failed == {2} else 1
+
+
+def swept(overrides: Sequence[str]) -> list[str]:
+    """Returns Hydra overrides that name trials by the keys that differ among them, and by no others."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    constant = sorted({item.get_key_element() for item in parsed if not item.is_sweep_override()})
+    return [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(constant)}]"] if constant else []
+
+
+def _wait(process: "subprocess.Popen[bytes]") -> int:
+    """Waits for a trial; on Ctrl-C, which the trial gets as well, long enough for it to write how it ended."""
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.wait(timeout=60)
+        raise
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

@@ -9,29 +9,40 @@ from harness import config
 from harness.compose import compose_config
 from harness.errors import UserError
 
-KEY = "trainer.resume"
+KEY, RUN_DIR = "trainer.resume", "hydra.run.dir"
 AUTO = "auto"
 MAY_CHANGE = ("trainer.max_steps", "trainer.max_epochs", "trainer.keep_checkpoints", "trainer.load_best")
-"""Keys of a run's identity that a resumed run may have otherwise: they change where it ends, not how it trains."""
+"""Keys of a run's identity that a resumed run may have otherwise. A longer run stretches the schedule with it."""
 
 
 def apply(overrides: Sequence[str]) -> list[str]:
     """Returns the overrides to compose: those of the resumed run first, then the new ones, in that run's folder.
 
     Raises:
-        UserError: The folder holds no run, or a key that decides how it trains has another value now.
+        UserError: The folder holds no run, a run that is not asked to go on, or one that trains otherwise.
     """
-    folder = next((Path(item.partition("=")[2]) for item in overrides if item.startswith(f"{KEY}=")), None)
-    if folder is None or str(folder) in (AUTO, "null"):
+    given = {_key(item): item.partition("=")[2].strip("'\"") for item in overrides}
+    resume, run_dir = given.get(KEY, "null"), given.get(RUN_DIR)
+    if resume == "null":
+        _refuse_used(run_dir)
         return list(overrides)
+    folder = Path(run_dir or "" if resume == AUTO else resume)
     stored = folder / ".hydra" / "overrides.yaml"
+    if resume == AUTO and (run_dir is None or not stored.is_file()):
+        return list(overrides)
     if not stored.is_file():
         raise UserError(f"{KEY}={folder}: no run folder; give one that holds .hydra/ and checkpoints/")
-    before = [str(item) for item in OmegaConf.load(stored)]
-    replaced = {_key(item) for item in overrides}
-    merged = [item for item in before if _key(item) not in replaced] + list(overrides)
+    before = [str(item) for item in OmegaConf.load(stored) if _key(str(item)) not in given]
+    after = [item for item in overrides if _key(item) not in (KEY, RUN_DIR)]
+    merged = [*before, *after, f"{KEY}={_quoted(resume)}"]
     _refuse_drift(folder, merged)
-    return [*(item for item in merged if _key(item) != "hydra.run.dir"), f"hydra.run.dir={_quoted(str(folder))}"]
+    return [*merged, f"{RUN_DIR}={_quoted(str(folder))}"]
+
+
+def _refuse_used(run_dir: str | None) -> None:
+    """Looks before Hydra does: it would write its files over those of the run that is there."""
+    if run_dir is not None and (Path(run_dir) / "status.json").is_file():
+        raise UserError(f"{RUN_DIR}={run_dir} already holds a run: go on with {KEY}={run_dir}, or choose another")
 
 
 def _refuse_drift(folder: Path, overrides: Sequence[str]) -> None:

@@ -4,16 +4,19 @@ Every run is a fresh process tree on a resolved config: `python -m harness` repl
 starts it once per trial, and Lightning starts it once more for each further rank.
 """
 
+import logging
 import os
+import signal
 import sys
 import time
-import traceback
 from pathlib import Path
 
 from harness import registry
 from harness.config import RunConfig, load
-from harness.errors import UserError
+from harness.errors import UserError, tell
 from harness.experiment.folder import RunFolder
+
+log = logging.getLogger(__name__)
 
 EXIT_USER, EXIT_CRASH = 2, 1
 
@@ -34,9 +37,7 @@ def main(arguments: list[str]) -> int:
             _claim(folder, config)
         code = _run(folder, config, started)
     except UserError as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        print(f"error: {error}", file=sys.stderr)
+        tell(error)
         code = EXIT_USER
     finally:
         folder.unlock()
@@ -47,7 +48,7 @@ def main(arguments: list[str]) -> int:
 
 def _claim(folder: RunFolder, config: RunConfig) -> None:
     folder.lock()
-    if config.trainer.resume is None and folder.read_status():
+    if config.trainer.resume is None and folder.status.is_file():
         raise UserError(f"{folder.path} already holds a run: go on with trainer.resume={folder.path}")
     folder.begin_attempt()
 
@@ -55,28 +56,34 @@ def _claim(folder: RunFolder, config: RunConfig) -> None:
 def _run(folder: RunFolder, config: RunConfig, started: float) -> int:
     """Trains and turns every way to end into a summary, a status and an exit code."""
     import torch
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from harness.experiment.result import write_failure
     from harness.experiment.train import train
     from harness.trainer.recorder import DivergedError
 
-    ended: list[tuple[type[BaseException], str]] = [
-        (UserError, "failed"),
-        (DivergedError, "diverged"),
-        (torch.OutOfMemoryError, "out_of_memory"),
-        (KeyboardInterrupt, "preempted"),
+    ended: list[tuple[type[BaseException], str, int]] = [
+        (DivergedError, "diverged", EXIT_CRASH),
+        (torch.OutOfMemoryError, "out_of_memory", EXIT_CRASH),
+        (KeyboardInterrupt, "preempted", 128 + signal.SIGINT),
+        (SIGTERMException, "preempted", 128 + signal.SIGTERM),
     ]
     try:
         train(folder, config, started)
         return 0
-    except BaseException as error:
-        status = next((status for kind, status in ended if isinstance(error, kind)), "failed")
+    except BaseException as raised:
+        # Lightning turns Ctrl-C into SystemExit(1).
+        interrupted = isinstance(raised, SystemExit) and isinstance(raised.__context__, KeyboardInterrupt)
+        error = KeyboardInterrupt("interrupted") if interrupted else raised
+        found = [(status, code) for kind, status, code in ended if isinstance(error, kind)]
+        status, code = found[0] if found else ("failed", EXIT_CRASH)
         if first_rank():
             write_failure(folder, config, status, error, started)
         if isinstance(error, UserError):
             raise
-        traceback.print_exception(error)
-    return EXIT_CRASH
+        # On the console and in train.log, which is all that is left of a job on a cluster.
+        log.error("%s: %s", status, error, exc_info=error if status != "preempted" else None)
+        return code
 
 
 if __name__ == "__main__":

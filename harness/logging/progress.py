@@ -22,7 +22,6 @@ class Progress:
         total_steps: Optimiser steps of the whole run.
         initial_step: Steps done before, by a run that this one resumes.
         bar: Whether to draw a live bar; None: where standard error is a terminal. Ranks other than 0 pass False.
-        every_steps: A line is logged at multiples of this only; a row with validation metrics always is.
         every_seconds: Least time between two lines.
         clock: Gives the time in seconds.
     """
@@ -33,13 +32,11 @@ class Progress:
         initial_step: int = 0,
         *,
         bar: bool | None = None,
-        every_steps: int = 1,
         every_seconds: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total = total_steps
         self._step = initial_step
-        self._every_steps = every_steps
         self._every_seconds = every_seconds
         self._clock = clock
         self._figures: dict[str, float] = {}
@@ -78,14 +75,10 @@ class Progress:
             text = f"step {step}/{self._total} {describe(row)} left {self._left()}"
             log.info(text, extra={FILE_ONLY: self._bar is not None})
 
-    def message(self, text: str) -> None:
-        """Prints a line above the bar, and in train.log."""
-        log.info(text)
-
     def _is_due(self, step: int, row: Mapping[str, float]) -> bool:
         if step >= self._total or any(key.startswith("val/") for key in row):
             return True
-        return step % self._every_steps == 0 and self._clock() - self._last_line >= self._every_seconds
+        return self._clock() - self._last_line >= self._every_seconds
 
     def _left(self) -> str:
         assert self._first is not None

@@ -12,7 +12,7 @@ class RunInfo:
     folder: Path
     """The run folder; trackers write below it."""
     run_id: str
-    """Hash of the config: a run that is resumed has the same one."""
+    """Made at the first start; a run that is resumed keeps it."""
     name: str
     """What to call the run in lists."""
     group: str | None = None

@@ -25,7 +25,7 @@ class StandardConfig:
 
     name: str = "standard"
     precision: Precision = Precision.auto
-    """Compute type. auto follows `model.dtype`; bf16 or fp16 over float32 weights is mixed precision."""
+    """Compute type. auto follows the base weights; bf16 or fp16 over float32 weights is mixed precision."""
     checkpointing: bool = False
     """Recompute the LLM's activations in the backward pass: less memory, about a third more time."""
     vit_checkpointing: bool | None = None
@@ -49,15 +49,3 @@ def build(config: StandardConfig, model: "PreTrainedModel") -> None:
             if hasattr(module, "gradient_checkpointing"):
                 module.gradient_checkpointing = enabled
                 module._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
-
-
-def resolved_precision(config: StandardConfig, dtype: str) -> Precision:
-    """Returns the compute type: never auto.
-
-    Args:
-        config: The memory config.
-        dtype: Name of the base weights' type, `float32`, `bfloat16` or `float16`.
-    """
-    if config.precision is not Precision.auto:
-        return config.precision
-    return {"float32": Precision.fp32, "bfloat16": Precision.bf16, "float16": Precision.fp16}[dtype]

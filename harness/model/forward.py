@@ -8,6 +8,7 @@ step. Only positions whose next token is supervised enter the head here, which c
 
 from typing import TYPE_CHECKING
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -16,12 +17,14 @@ if TYPE_CHECKING:
     from harness.data.batch import Batch
 
 
-def supervised_logits(model: PreTrainedModel, batch: "Batch") -> Tensor:
+def supervised_logits(model: PreTrainedModel, batch: "Batch", always_see: bool = False) -> Tensor:
     """Returns float32 logits of shape (K, V) at the positions that predict a supervised token.
 
     Args:
         model: The Qwen3-VL itself; adapters that PEFT put inside it take part.
         batch: A batch on the model's device.
+        always_see: Run the vision tower for a batch of text too, times zero. Where ranks average gradients, each has
+            to bring some for every parameter, or the others wait for ever.
     """
     hidden_BSD = model.model(
         input_ids=batch.input_ids,
@@ -31,8 +34,22 @@ def supervised_logits(model: PreTrainedModel, batch: "Batch") -> Tensor:
         image_grid_thw=batch.image_grid_thw,
         use_cache=False,
     ).last_hidden_state
+    if always_see and batch.pixel_values is None:
+        hidden_BSD = hidden_BSD + 0.0 * _blank_image(model)
     hidden_KD = hidden_BSD.flatten(0, 1).index_select(0, batch.target_index)
     return model.lm_head(hidden_KD).float()
+
+
+def _blank_image(model: PreTrainedModel) -> Tensor:
+    """Returns the sum over the features of one blank image, deepstack levels included (scalar)."""
+    visual = model.model.visual
+    patch = visual.patch_embed
+    merge = visual.spatial_merge_size
+    values = patch.in_channels * patch.temporal_patch_size * patch.patch_size**2
+    device = patch.proj.weight.device
+    pixels_PD = torch.zeros(merge**2, values, device=device, dtype=patch.proj.weight.dtype)
+    features = visual(pixels_PD, grid_thw=torch.tensor([[1, merge, merge]], device=device))
+    return features.pooler_output.sum() + sum(level.sum() for level in features.deepstack_features)
 
 
 def loss_sum(logits_KV: Tensor, batch: "Batch") -> Tensor:

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel
 
 from harness.errors import UserError, reject
 from harness.model.checkpoint_path import MODEL_TYPES, resolve
-from harness.model.qwen3_vl import Attention, Qwen3VLConfig
+from harness.model.qwen3_vl import Attention, Dtype, Qwen3VLConfig
 
 log = logging.getLogger(__name__)
 
@@ -45,15 +46,28 @@ def load(config: Qwen3VLConfig) -> Loaded:
         raise reject("model.revision", config.revision, f"{path} is a folder, which has no revisions")
     kind = _model_type(path, config.revision)
     model_class = getattr(transformers, _CLASSES[kind])
-    model = model_class.from_pretrained(
+    model, info = _from_pretrained(
+        model_class,
         path,
         revision=config.revision,
-        dtype=getattr(torch, config.dtype.name),
+        dtype="auto" if config.dtype is Dtype.auto else getattr(torch, config.dtype.name),
         attn_implementation=pick_attention(config.attention),
         trust_remote_code=False,
     )
+    absent = sorted(set(info["missing_keys"]) | {str(item[0]) for item in info["mismatched_keys"]})
+    if absent:
+        raise reject("model.path", path, f"lacks {len(absent)} of the model's weights, {absent[0]} among them")
     model.requires_grad_(False)
     return Loaded(model, path)
+
+
+def _from_pretrained(model_class: Any, path: str, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Loads weights; keys that are absent are told by name, for transformers would fill them with random numbers."""
+    try:
+        return model_class.from_pretrained(path, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    except (OSError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise reject("model.path", path, f"its weights can not be read ({reason})") from error
 
 
 def pick_attention(wanted: Attention) -> str:

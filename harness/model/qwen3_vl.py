@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 class Dtype(Enum):
     """Storage type of the base weights."""
 
+    auto = "auto"
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
@@ -41,8 +42,8 @@ class Qwen3VLConfig:
     """Checkpoint folder that transformers can load, a hub id, or `harness:tiny` for the one in this package."""
     revision: str | None = None
     """Branch, tag or commit of a hub id; null takes the default branch. Refused for a folder."""
-    dtype: Dtype = Dtype.bfloat16
-    """Storage type of the base weights. Adapters have their own (`tuner.dtype`)."""
+    dtype: Dtype = Dtype.auto
+    """Storage type of the base weights; auto takes the checkpoint's own. Adapters have their own (`tuner.dtype`)."""
     attention: Attention = Attention.auto
     """Attention kernel; auto takes flash_attention_2 on a GPU where flash-attn is installed, else sdpa."""
 

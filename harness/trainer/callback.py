@@ -4,6 +4,7 @@ The order matters for an exact resume: a checkpoint that follows the validation 
 run that skips that validation.
 """
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +30,9 @@ class Best:
     step: int | None = None
 
     def update(self, value: float, step: int) -> bool:
-        """Takes a new value and says whether it is the best: lower for a loss, higher for all else."""
+        """Takes a new value and says whether it is the best: lower for a loss, higher for all else; NaN never."""
+        if not math.isfinite(value):
+            return False
         sign = 1 if self.metric.endswith("loss") else -1
         if self.value is not None and sign * value >= sign * self.value:
             return False

@@ -109,6 +109,14 @@ def generate(model: Any, tokenizer: PreTrainedTokenizerBase, batch: Any, max_new
     return tokenizer.batch_decode(tokens_BS[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
 
 
+def drop_after(predictions: Path, step: int) -> None:
+    """Drops the items of later steps, which a resumed run will generate again."""
+    if predictions.is_file():
+        lines = predictions.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        predictions.write_text("".join(kept), encoding="utf-8")
+
+
 def _sum_over_ranks(values: torch.Tensor, trainer: Trainer) -> torch.Tensor:
     if trainer.world_size > 1:
         torch.distributed.all_reduce(values)

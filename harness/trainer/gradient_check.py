@@ -24,12 +24,12 @@ class GradientCheck:
         """Call after the backward pass, before gradients are cleared.
 
         Raises:
-            RuntimeError: All gradients of a trainable component are missing or zero.
+            UserError: All gradients of a trainable component are missing or zero.
         """
         ready = [item for item in self._parameters if item is Component.llm or step_has_images]
         dead = [item for item in ready if not any(map(_has_gradient, self._parameters.pop(item)))]
         if dead:
-            raise RuntimeError(
+            raise UserError(
                 f"{names(dead)}: marked as trainable, but the first step gave it no gradient, so it would never train. "
                 "Look at the freeze policy and tuner.target_modules, and whether the data reaches it."
             )

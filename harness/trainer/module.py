@@ -5,6 +5,7 @@ ranks. Averaging per micro-batch instead weights a token by how few others its m
 """
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 import lightning
@@ -18,7 +19,7 @@ from harness.model.forward import loss_sum, supervised_logits
 from harness.optim.schedule import build_schedule
 from harness.registry import build
 from harness.trainer.gradient_check import GradientCheck
-from harness.trainer.meter import Meter
+from harness.trainer.meter import Meter, Totals
 from harness.tuner.tuned import Tuned
 
 
@@ -41,6 +42,7 @@ class TrainingModule(lightning.LightningModule):
         self.grad_norm: Tensor | None = None
         self.learning_rates: dict[str, float] = {}
         self._gradient_check = GradientCheck(self.model)
+        self._trains_vision = any(p.requires_grad for p in tuned.base.model.visual.parameters())
         self._step_tokens = 0
         self._rng: dict[str, Any] | None = None
 
@@ -48,7 +50,9 @@ class TrainingModule(lightning.LightningModule):
         """Returns the micro-batch's share of the step's loss, scaled for Lightning's and DDP's averaging."""
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self._step_tokens = self._sum_over_ranks(batch.step_supervised)
-        loss = loss_sum(supervised_logits(self.tuned.base, batch), batch) / max(self._step_tokens, 1)
+        loss = loss_sum(supervised_logits(self.tuned.base, batch, self._always_see()), batch) / max(
+            self._step_tokens, 1
+        )
         self.meter.add(batch, loss.detach())
         return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
 
@@ -75,9 +79,13 @@ class TrainingModule(lightning.LightningModule):
         return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in trainable}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds this rank's random state: tensors only, so that it loads with `weights_only`."""
+        """Adds every rank's random state and the counts so far: tensors and numbers, which `weights_only` loads."""
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
-        checkpoint["rng"] = {"cpu": torch.get_rng_state(), "cuda": cuda}
+        states: list[Any] = [{"cpu": torch.get_rng_state(), "cuda": cuda}]
+        if self.trainer.world_size > 1:
+            states = states * self.trainer.world_size
+            torch.distributed.all_gather_object(states, states[self.global_rank])
+        checkpoint["rng"], checkpoint["totals"] = states, asdict(self.meter.total)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps the random state until the first batch: what runs before it draws numbers too."""
@@ -86,7 +94,20 @@ class TrainingModule(lightning.LightningModule):
             raise RuntimeError(
                 f"the checkpoint lacks {len(missing)} trainable weights, {sorted(missing)[0]} among them"
             )
-        self._rng = checkpoint["rng"]
+        self._rng = checkpoint["rng"][self.global_rank]
+        self.meter.total = Totals(**checkpoint["totals"])
+
+    def on_fit_start(self) -> None:
+        """Gives each rank dropout of its own: all were seeded alike, to build the same model."""
+        if self.global_rank > 0:
+            torch.manual_seed(self.config.seed + self.global_rank)
+
+    def on_train_start(self) -> None:
+        """Sets the rates of the first step from the schedule, which a longer resumed run has stretched."""
+        optimizer, scheduler = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
+        assert isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)
+        for group, base, factor in zip(optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
+            group["lr"] = base * factor(self.trainer.global_step)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Puts the random state back on the first batch after a resume."""
@@ -95,6 +116,10 @@ class TrainingModule(lightning.LightningModule):
             if self._rng["cuda"] is not None:
                 torch.cuda.set_rng_state(self._rng["cuda"], self.device)
             self._rng = None
+
+    def _always_see(self) -> bool:
+        """Whether a batch of text must pass the vision tower: other ranks wait for its gradients."""
+        return self.trainer.world_size > 1 and self._trains_vision
 
     def _sum_over_ranks(self, count: int) -> int:
         if self.trainer.world_size == 1:

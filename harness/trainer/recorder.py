@@ -12,6 +12,9 @@ from harness.logging.progress import Progress
 from harness.logging.tracker import log_row
 from harness.trainer.meter import Totals
 
+MAX_SKIPPED = 20
+"""Steps in a row that a gradient scaler may skip: it halves its scale each time, 2**16 to below 1."""
+
 
 class DivergedError(RuntimeError):
     """The loss or the gradient norm is no finite number any more."""
@@ -26,9 +29,12 @@ class Recorder:
     loggers: list[Any]
     progress: Progress | None
     world_size: int
+    skips_overflow: bool = False
+    """Under fp16 a gradient that overflows makes the scaler skip the step and lower its scale: no divergence."""
     _pending: list[dict[str, Any]] = field(default_factory=list)
     _tensors: list[Tensor] = field(default_factory=list)
     _held: dict[str, Any] = field(default_factory=dict)
+    _skipped: int = 0
 
     def step(self, step: int, loss: Tensor, grad_norm: Tensor, learning_rates: dict[str, float]) -> None:
         """Takes one optimiser step.
@@ -71,7 +77,7 @@ class Recorder:
         for row in earlier:
             self._write(row)
         for row in rows:
-            if not (math.isfinite(row["train/loss"]) and math.isfinite(row["train/grad_norm"])):
+            if self._has_diverged(row["train/loss"], row["train/grad_norm"]):
                 self.commit({})
                 raise DivergedError(
                     f"step {row['step']}: loss {row['train/loss']}, gradient norm {row['train/grad_norm']}"
@@ -80,12 +86,25 @@ class Recorder:
 
     def commit(self, metrics: dict[str, float]) -> None:
         """Writes the last flushed row together with the metrics of a validation, so that a step is one row."""
-        self._write(self._held | metrics)
+        if self._held:
+            self._write(self._held | metrics)
         self._held = {}
 
     def write_start(self, metrics: dict[str, float]) -> None:
         """Writes the row of step 0: the metrics of the untrained model."""
         self._write({"step": 0} | metrics)
+
+    def abandon(self) -> None:
+        """Writes what an error left buffered, without rates; on one process only, for others may be gone."""
+        if self._pending and self.world_size == 1:
+            self.flush(Totals(), {})
+        self.commit({})
+
+    def _has_diverged(self, loss: float, norm: float) -> bool:
+        self._skipped = 0 if math.isfinite(norm) else self._skipped + 1
+        if self.skips_overflow and math.isfinite(loss):
+            return self._skipped >= MAX_SKIPPED
+        return not (math.isfinite(loss) and math.isfinite(norm))
 
     def _write(self, row: dict[str, Any]) -> None:
         if self.file is None:

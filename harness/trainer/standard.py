@@ -1,5 +1,6 @@
 """How long to train, on what, and how often to validate, save and log."""
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,10 @@ from harness.registry import register
 
 if TYPE_CHECKING:
     import lightning
+
+
+METRICS = ("val/loss", "val/exact_match")
+"""What a validation measures."""
 
 
 class Accelerator(Enum):
@@ -62,10 +67,10 @@ class StandardConfig:
         for key in ("max_steps", "val_every_steps", "save_every_steps"):
             if getattr(self, key) is not None and getattr(self, key) < 1:
                 raise reject(f"trainer.{key}", getattr(self, key), "must be 1 or more, or null")
-        if self.max_epochs <= 0:
-            raise reject("trainer.max_epochs", self.max_epochs, "must be more than 0")
-        if not self.monitor.startswith("val/"):
-            raise reject("trainer.monitor", self.monitor, "must be a validation metric such as val/loss")
+        if not 0 < self.max_epochs < math.inf:
+            raise reject("trainer.max_epochs", self.max_epochs, "must be more than 0, and finite")
+        if self.monitor not in METRICS:
+            raise reject("trainer.monitor", self.monitor, f"known: {', '.join(METRICS)}")
 
 
 @register("trainer", StandardConfig)
@@ -82,17 +87,9 @@ def build(config: StandardConfig, max_steps: int, precision: str, callbacks: lis
         callbacks: In the order in which they act on a step.
     """
     import lightning
-    import torch
 
-    on_gpu = torch.cuda.is_available() if config.accelerator is Accelerator.auto else config.accelerator.name == "gpu"
-    if on_gpu and not torch.cuda.is_available():
-        raise reject("trainer.accelerator", "gpu", "torch sees no GPU here; use cpu or auto")
-    if on_gpu and config.devices > torch.cuda.device_count():
-        raise reject("trainer.devices", config.devices, f"there are {torch.cuda.device_count()} GPUs here")
-    if precision == "fp16" and not on_gpu:
-        raise reject("memory.precision", "fp16", "needs a GPU; use bf16 or fp32 on the CPU")
     return lightning.Trainer(
-        accelerator="gpu" if on_gpu else "cpu",
+        accelerator=pick_accelerator(config),
         devices=config.devices,
         strategy="ddp" if config.devices > 1 else "auto",
         precision={"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}[precision],  # type: ignore[arg-type]
@@ -108,3 +105,19 @@ def build(config: StandardConfig, max_steps: int, precision: str, callbacks: lis
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+
+
+def pick_accelerator(config: StandardConfig) -> str:
+    """Returns gpu or cpu.
+
+    Raises:
+        UserError: This machine has not the GPUs asked for.
+    """
+    import torch
+
+    on_gpu = torch.cuda.is_available() if config.accelerator is Accelerator.auto else config.accelerator.name == "gpu"
+    if on_gpu and not torch.cuda.is_available():
+        raise reject("trainer.accelerator", "gpu", "torch sees no GPU here; use cpu or auto")
+    if on_gpu and config.devices > torch.cuda.device_count():
+        raise reject("trainer.devices", config.devices, f"there are {torch.cuda.device_count()} GPUs here")
+    return "gpu" if on_gpu else "cpu"

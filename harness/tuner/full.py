@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.registry import register
+from harness.tuner.trained_dtype import TrainedDtype
 
 if TYPE_CHECKING:
     from harness.model.component import Component
@@ -20,25 +21,35 @@ class FullConfig:
     """Trains the weights themselves. What stays frozen is the freeze policy's matter."""
 
     name: str = "full"
+    dtype: TrainedDtype = TrainedDtype.float32
+    """Storage type of trained weights. bfloat16 halves their memory and rounds most updates at usual rates away."""
 
 
 @register("tuner", FullConfig)
 def build(config: FullConfig, loaded: "Loaded", trainable: "frozenset[Component]") -> "Tuned":
     """Marks every parameter of the trainable components; tied weights belong to the LLM.
 
+    The export is in the type of the base weights, whatever the trained ones were held in.
+
     Args:
-        config: Has no options of its own.
+        config: The trained weights' type.
         loaded: The frozen base model.
         trainable: Components that train.
     """
+    import torch
+
     from harness.model.component import component_of
     from harness.tuner.tuned import Tuned
 
     model = loaded.model
+    base_dtype = model.dtype
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(component_of(name) in trainable)
+        if component_of(name) in trainable:
+            parameter.requires_grad_(True)
+            parameter.data = parameter.data.to(getattr(torch, config.dtype.name))
 
     def export(folder: Path) -> Path:
+        model.to(base_dtype)  # type: ignore[arg-type]
         model.save_pretrained(folder / "model")
         return folder / "model"
 

@@ -1,16 +1,9 @@
 """What every low-rank adapter has: rank, scale, dropout, targets and the adapter's dtype."""
 
 from dataclasses import dataclass, field
-from enum import Enum
 
 from harness.errors import reject
-
-
-class AdapterDtype(Enum):
-    """Storage type of adapter weights."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
+from harness.tuner.trained_dtype import TrainedDtype
 
 
 @dataclass(kw_only=True, slots=True)
@@ -25,7 +18,7 @@ class LowRankConfig:
     """Probability of dropping an input of the adapter, 0 to 1."""
     target_modules: list[str] = field(default_factory=lambda: ["all-linear"])
     """Module names as a suffix (`q_proj`, `mlp.up_proj`) or all-linear: every linear layer of what is not frozen."""
-    dtype: AdapterDtype = AdapterDtype.float32
+    dtype: TrainedDtype = TrainedDtype.float32
     """Storage type of adapter weights; float32 keeps small updates that bfloat16 would round away."""
 
     def __post_init__(self) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from harness.model.component import Component
+from harness.errors import reject
+from harness.model.component import Component, component_of
 from harness.model.loading import Loaded
 from harness.tuner.target import target_regex
 from harness.tuner.tuned import Tuned
@@ -31,13 +32,22 @@ def wrap(
         target_modules: As in `target_regex`.
         dtype: Name of the adapters' storage type.
         options: Fields of `peft.LoraConfig`.
+
+    Raises:
+        UserError: A target matches nothing, or there are no biases to train.
     """
     base = loaded.model
     regex = target_regex(base, target_modules, trainable)
     model = get_peft_model(base, LoraConfig(target_modules=regex, **options), autocast_adapter_dtype=False)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
             parameter.data = parameter.data.to(getattr(torch, dtype))
+        elif component_of(name) not in trainable:
+            # PEFT's bias=all knows nothing of components.
+            parameter.requires_grad_(False)
+    biases = [name for name, p in model.named_parameters() if p.requires_grad and name.endswith(".bias")]
+    if options.get("bias", "none") != "none" and not biases:
+        raise reject("tuner.bias", options["bias"], "what the freeze policy leaves free has no biases; use none")
     exporter = _Exporter(model, str(options.get("init_lora_weights", True)).startswith(_CHANGES_BASE))
     return Tuned(model, base, exporter.export, DEFAULT_LR)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from harness import registry
-from harness.memory.standard import Precision, StandardConfig, resolved_precision
+from harness.memory.standard import StandardConfig
 from harness.model.forward import loss_sum, supervised_logits
 
 
@@ -44,8 +44,3 @@ def test_each_tower_is_recomputed_apart(make_tuned, make_batch, monkeypatch, llm
     tuned.model.train()
     supervised_logits(tuned.base, make_batch(0))
     assert len(recomputed) == calls
-
-
-def test_precision_follows_the_weights_unless_asked():
-    assert resolved_precision(StandardConfig(), "bfloat16") is Precision.bf16
-    assert resolved_precision(StandardConfig(precision=Precision.bf16), "float32") is Precision.bf16

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from harness.errors import UserError
 from harness.trainer.gradient_check import GradientCheck
 
 
@@ -19,7 +20,7 @@ def test_a_component_without_gradient_stops_the_run(model):
     fill(model, "model.language_model", 1.0)
     fill(model, "model.visual.blocks", 1.0)
     fill(model, "model.visual.merger", 0.0)
-    with pytest.raises(RuntimeError, match="aligner: marked as trainable, but the first step gave it no gradient"):
+    with pytest.raises(UserError, match="aligner: marked as trainable, but the first step gave it no gradient"):
         GradientCheck(model).check(step_has_images=True)
 
 
@@ -27,7 +28,7 @@ def test_text_alone_proves_nothing_about_the_vision_side(model):
     check = GradientCheck(model)
     fill(model, "model.language_model", 1.0)
     check.check(step_has_images=False)
-    with pytest.raises(RuntimeError, match="vit"):
+    with pytest.raises(UserError, match="vit"):
         check.check(step_has_images=True)
 
 

@@ -59,4 +59,4 @@ def test_checkpoint_that_lacks_a_weight_is_refused(make_tuned, make_config):
     state = module.state_dict()
     state.popitem()
     with pytest.raises(RuntimeError, match="the checkpoint lacks 1 trainable weights"):
-        module.on_load_checkpoint({"state_dict": state, "rng": {}})
+        module.on_load_checkpoint({"state_dict": state, "rng": [{}]})
