@@ -20,10 +20,10 @@ class Batch:
 
     input_ids: Tensor
     """(B, S) int64."""
-    attention_mask: Tensor
-    """(B, S) int64: 1 at tokens, 0 at padding."""
+    attention_mask: Tensor | None
+    """(B, S) int64: 1 at tokens, 0 at padding; None in a packed batch, where positions alone separate the samples."""
     position_ids: Tensor
-    """(4, B, S) int64: text position, then mRoPE's t, h, w; 0 at padding."""
+    """(4, B, S) int64: text position, from 0 in each sample, then mRoPE's t, h, w; 0 at padding."""
     pixel_values: Tensor | None
     """(P, D) float32, images of all samples in order; None where no sample has one."""
     image_grid_thw: Tensor | None

@@ -33,10 +33,22 @@ def collate(loaded: Sequence[LoadedSample], pad_token_id: int) -> Batch:
         for start, end in item.sample.spans.tolist():
             predictors.append(np.arange(start, end) - 1 + row * length)
             targets.append(ids[start:end])
+    return _batch(input_ids_BS, mask_BS, positions_4BS, predictors, targets, loaded)
+
+
+def _batch(
+    input_ids_BS: np.ndarray,
+    mask_BS: np.ndarray | None,
+    positions_4BS: np.ndarray,
+    predictors: Sequence[np.ndarray],
+    targets: Sequence[np.ndarray],
+    loaded: Sequence[LoadedSample],
+) -> Batch:
+    samples = [item.sample for item in loaded]
     pixel_values, image_grid_thw = _images(loaded)
     return Batch(
         input_ids=torch.from_numpy(input_ids_BS),
-        attention_mask=torch.from_numpy(mask_BS),
+        attention_mask=None if mask_BS is None else torch.from_numpy(mask_BS),
         position_ids=torch.from_numpy(positions_4BS),
         pixel_values=pixel_values,
         image_grid_thw=image_grid_thw,
@@ -49,6 +61,38 @@ def collate(loaded: Sequence[LoadedSample], pad_token_id: int) -> Batch:
         num_visual=sum(sample.num_visual for sample in samples),
         origins=[sample.origin for sample in samples],
     )
+
+
+def collate_packed(packs: Sequence[Sequence[LoadedSample]], pad_token_id: int, length: int | None) -> Batch:
+    """Puts the samples of each pack behind one another in a row, without a mask.
+
+    The text row of the position ids begins at 0 in each sample: from that, transformers keeps samples apart in every
+    attention backend. With the three mRoPE rows alone it would not, and samples would see each other. Filling at the
+    end of a row counts as a sample of its own.
+
+    Args:
+        packs: At least one pack of at least one sample; each becomes a row.
+        pad_token_id: Fills rows.
+        length: Tokens of a row; None: as many as the longest pack has.
+    """
+    sizes = [sum(len(item.sample.ids) for item in pack) for pack in packs]
+    row_length = max(sizes) if length is None else length
+    input_ids_BS = np.full((len(packs), row_length), pad_token_id, dtype=np.int64)
+    positions_4BS = np.zeros((4, len(packs), row_length), dtype=np.int64)
+    predictors, targets = [], []
+    for row, pack in enumerate(packs):
+        offset = 0
+        for item in pack:
+            ids = item.sample.ids
+            input_ids_BS[row, offset : offset + len(ids)] = ids
+            positions_4BS[:, row, offset : offset + len(ids)] = item.position_ids
+            for start, end in item.sample.spans.tolist():
+                predictors.append(np.arange(start, end) - 1 + offset + row * row_length)
+                targets.append(ids[start:end])
+            offset += len(ids)
+        positions_4BS[0, row, offset:] = np.arange(row_length - offset)
+    loaded = [item for pack in packs for item in pack]
+    return _batch(input_ids_BS, None, positions_4BS, predictors, targets, loaded)
 
 
 def collate_prompts(

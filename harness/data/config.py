@@ -60,6 +60,12 @@ class DataConfig:
     """Longest row in tokens, image tokens included; null means as many as the tokenizer says the model takes."""
     truncation: Truncation = Truncation.delete
     """Rows over max_length: delete drops and counts them; left and right cut text tokens, never an image."""
+    packing: bool = False
+    """Fill rows of packing_length tokens with several samples, each seeing itself alone. A batch then counts packs."""
+    packing_length: int | None = None
+    """Tokens of a pack; null takes max_length. Longer samples are over max_length."""
+    padding_free: bool = False
+    """Join the samples of a micro-batch into one row instead of padding them to the longest."""
     image: ImageConfig = field(default_factory=ImageConfig)
     """Tokens per image and the decoding limit."""
     workers: int = 2
@@ -72,5 +78,22 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.max_length is not None and self.max_length < 1:
             raise reject("data.max_length", self.max_length, "give at least 1, or null for the model's own limit")
+        if self.packing and self.padding_free:
+            raise reject("data.padding_free", "true", "packing has no padding to save; set one of the two")
+        if self.packing and self.packing_length is None and self.max_length is None:
+            raise reject("data.packing_length", "null", "say how many tokens a pack holds, for example 8192")
+        if self.packing_length is not None and not self.packing:
+            raise reject("data.packing_length", self.packing_length, "has no effect without data.packing=true")
+        if self.packing_length is not None and self.packing_length < 1:
+            raise reject("data.packing_length", self.packing_length, "give at least 1")
         if self.workers < 0:
             raise reject("data.workers", self.workers, "give 0 or more")
+
+    def longest_sample(self) -> int | None:
+        """Returns the longest row allowed in tokens: that of a pack, where it is shorter."""
+        limits = [limit for limit in (self.max_length, self.packing_length) if limit is not None]
+        return min(limits) if limits else None
+
+    def pack_length(self) -> int | None:
+        """Returns the tokens of a pack, or None without packing."""
+        return (self.packing_length or self.max_length) if self.packing else None

@@ -11,6 +11,7 @@ from harness.data.batch import Batch, PromptBatch
 from harness.data.config import GenerationConfig
 from harness.data.encoding import OVER_MAX_LENGTH, Dropped, EncodedSample, Encoder, PromptSample
 from harness.data.loader import MakeBatch, MakePrompts, StepLoader, load
+from harness.data.packing import Packing, best_fit, efficiency
 from harness.data.row import Row, Sources
 from harness.errors import UserError, reject
 
@@ -32,6 +33,9 @@ class DataModule(L.LightningDataModule):
         workers: int,
         shuffle: bool,
         generation: GenerationConfig,
+        pack_length: int | None = None,
+        padding_free: bool = False,
+        one_row: bool = False,
     ) -> None:
         """Keeps its arguments; `prepare` does the work.
 
@@ -45,6 +49,9 @@ class DataModule(L.LightningDataModule):
             workers: Processes that decode images, on each rank.
             shuffle: New order of the training rows each epoch.
             generation: Which prompts `prompt_batches` gives.
+            pack_length: Tokens of a pack of training samples; None: no packing.
+            padding_free: Join the training samples of a micro-batch into one row.
+            one_row: Join the packs of a micro-batch into one row, as flash-attention kernels need it.
         """
         super().__init__()
         self.start_step = 0
@@ -65,6 +72,10 @@ class DataModule(L.LightningDataModule):
         self._shuffle = shuffle
         self._generation = generation
         self._loader: StepLoader | None = None
+        self._pack_length = pack_length
+        self._padding_free = padding_free
+        self._one_row = one_row
+        self._packing: Packing | None = None
 
     def prepare(self) -> None:
         """Encodes every row from its text and image headers, so that a bad one ends the run before it begins.
@@ -77,6 +88,7 @@ class DataModule(L.LightningDataModule):
         if self._generation.enabled and not self._sources.val:
             raise reject("data.generation.enabled", "true", "there are no validation rows to answer")
         self.train_samples, _ = _encode("train", self._sources.train, self._encoder)
+        self._packing = self._plan_packing()
         if self._sources.val:
             self.val_samples, kept = _encode("val", self._sources.val, self._encoder)
             if self._generation.enabled:
@@ -84,8 +96,8 @@ class DataModule(L.LightningDataModule):
 
     def steps_per_epoch(self, world_size: int) -> int:
         """Optimiser steps in which every training row is seen once or more; call `prepare` before."""
-        rows = self._batch_size * self._accumulate * world_size
-        return -(-len(self.train_samples) // rows)
+        units = len(self._packing.packs) if self._packing else len(self.train_samples)
+        return -(-units // (self._batch_size * self._accumulate * world_size))
 
     def train_dataloader(self) -> StepLoader:
         """Returns this rank's batches from `start_step` to `total_steps`."""
@@ -102,12 +114,24 @@ class DataModule(L.LightningDataModule):
             workers=self._workers,
             start=self.start_step * self._accumulate,
             num_batches=(self.total_steps - self.start_step) * self._accumulate,
+            packing=self._packing,
         )
         return self._loader
 
     def take_wait_seconds(self) -> float:
         """Returns the seconds that training stood waiting for workers since the last call."""
         return self._loader.take_wait_seconds() if self._loader is not None else 0.0
+
+    def _plan_packing(self) -> Packing | None:
+        lengths = [len(sample.ids) for sample in self.train_samples]
+        if self._padding_free:
+            return Packing(tuple((row,) for row in range(len(lengths))), None, one_row=True)
+        if self._pack_length is None:
+            return None
+        packs = best_fit(lengths, self._pack_length, self._seed)
+        share = efficiency(packs, lengths, self._pack_length)
+        log.info("packing: %s packs of %s tokens, %.1f %% filled", f"{len(packs):,}", self._pack_length, 100 * share)
+        return Packing(packs, self._pack_length, self._one_row)
 
     def val_batches(self, rank: int, world_size: int) -> Iterator[Batch]:
         """Yields this rank's share of all validation rows, longest first, each row on one rank only.

@@ -11,9 +11,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from harness.data.batch import Batch, PromptBatch
-from harness.data.collator import collate, collate_prompts
+from harness.data.collator import collate, collate_packed, collate_prompts
 from harness.data.encoding import EncodedSample, Encoder, PromptSample
 from harness.data.order import micro_batches
+from harness.data.packing import Packing
 from harness.errors import UserError
 
 T = TypeVar("T")
@@ -29,6 +30,24 @@ class MakeBatch:
     def __call__(self, rows: list[int]) -> Batch:
         """Decodes the rows' images and joins the samples."""
         return collate([self.encoder.load(self.samples[row]) for row in rows], self.encoder.pad_token_id)
+
+
+@dataclass(frozen=True, slots=True)
+class MakePacked:
+    """Makes the training batch of some packs."""
+
+    samples: Sequence[EncodedSample]
+    encoder: Encoder
+    packing: Packing
+
+    def __call__(self, numbers: list[int]) -> Batch:
+        """Decodes the images of the packs' samples and joins them."""
+        packs = [[self.encoder.load(self.samples[row]) for row in self.packing.packs[number]] for number in numbers]
+        if not self.packing.one_row:
+            return collate_packed(packs, self.encoder.pad_token_id, self.packing.length)
+        length = None if self.packing.length is None else self.packing.length * len(packs)
+        joined = [item for pack in packs for item in pack]
+        return collate_packed([joined], self.encoder.pad_token_id, length)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +141,7 @@ class StepLoader:
         workers: int,
         start: int,
         num_batches: int,
+        packing: Packing | None = None,
     ) -> None:
         """Takes what `order.micro_batches` takes.
 
@@ -137,11 +157,17 @@ class StepLoader:
             workers: Processes that decode.
             start: Micro-batches already consumed, a multiple of `accumulate`.
             num_batches: Micro-batches to yield.
+            packing: Packs take the place of samples in the order; None pads each sample.
         """
         assert start % accumulate == 0, "a run resumes between optimiser steps"
-        self._samples = samples
-        self._make = MakeBatch(samples, encoder)
-        self._order = (seed, len(samples), batch_size, world_size, rank, shuffle, start)
+        self._make: Callable[[list[int]], Batch]
+        if packing is None:
+            self._make = MakeBatch(samples, encoder)
+            self._supervised = [sample.num_supervised for sample in samples]
+        else:
+            self._make = MakePacked(samples, encoder, packing)
+            self._supervised = [sum(samples[row].num_supervised for row in pack) for pack in packing.packs]
+        self._order = (seed, len(self._supervised), batch_size, world_size, rank, shuffle, start)
         self._accumulate = accumulate
         self._workers = workers
         self._num_batches = num_batches
@@ -156,7 +182,7 @@ class StepLoader:
         plan, counted = tee(islice(micro_batches(*self._order), self._num_batches))
         batches = load(self._make, plan, self._workers)
         while step := list(islice(counted, self._accumulate)):
-            total = sum(self._samples[row].num_supervised for rows in step for row in rows)
+            total = sum(self._supervised[unit] for units in step for unit in units)
             for _ in step:
                 batch = self._next(batches)
                 batch.step_supervised = total

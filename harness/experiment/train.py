@@ -28,6 +28,7 @@ from harness.logging.run_info import RunInfo
 from harness.logging.setup import setup_logging
 from harness.logging.tracker import finish
 from harness.memory.precision import checked_precision
+from harness.model.loading import pick_attention
 from harness.model.processor import Processor, load_processor
 from harness.registry import build
 from harness.trainer.callback import Best, BetweenSteps, Progression
@@ -151,7 +152,7 @@ def _data(config: RunConfig, processor: Processor) -> DataModule:
     encoder = Encoder(
         processor.tokenizer,
         processor.image_processor,
-        max_length=config.data.max_length,
+        max_length=config.data.longest_sample(),
         truncation=config.data.truncation,
     )
     data = DataModule(
@@ -164,6 +165,9 @@ def _data(config: RunConfig, processor: Processor) -> DataModule:
         workers=config.data.workers,
         shuffle=config.data.shuffle,
         generation=config.data.generation,
+        pack_length=config.data.pack_length(),
+        padding_free=config.data.padding_free,
+        one_row=pick_attention(config.model.attention).startswith("flash"),
     )
     data.prepare()
     return data

@@ -34,7 +34,7 @@ class StandardConfig:
     max_epochs: float = 3.0
     """Passes over the training rows, fractions allowed; unused where `max_steps` is set."""
     batch_size: int = 16
-    """Rows per device and micro-batch."""
+    """Rows per device and micro-batch; packs, with `data.packing`."""
     accumulate: int = 1
     """Micro-batches per optimiser step. The loss is the same as with one batch of that size."""
     accelerator: Accelerator = Accelerator.auto

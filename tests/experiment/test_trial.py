@@ -9,6 +9,9 @@ from harness.logging.metrics import read
 from harness.trainer.checkpoint import FILE
 
 
+PACKED = ("data.packing=true", "data.packing_length=64")
+
+
 def losses(folder):
     return {row["step"]: row["train/loss"] for row in read(folder.metrics) if row["step"] > 0}
 
@@ -39,7 +42,12 @@ def test_a_run_keeps_the_contracts(run, capsys):
 
 @pytest.mark.parametrize(
     "choice",
-    [["tuner=lora"], ["tuner=dora", "data.workers=2"], ["tuner=full", "freeze=none"], ["trainer.accumulate=2"]],
+    [
+        ["tuner=lora"],
+        ["tuner=dora", "data.workers=2"],
+        ["tuner=full", "freeze=none"],
+        ["trainer.accumulate=2", *PACKED],
+    ],
     ids=" ".join,
 )
 def test_a_resumed_run_is_the_run_it_would_have_been(run, choice):
