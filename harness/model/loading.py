@@ -14,6 +14,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from harness.errors import UserError, reject
 from harness.model.checkpoint_path import MODEL_TYPES, resolve
+from harness.model.patch_embed import make_linear
 from harness.model.qwen3_vl import Attention, Dtype, Qwen3VLConfig
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ def load(config: Qwen3VLConfig) -> Loaded:
     if absent:
         raise reject("model.path", path, f"lacks {len(absent)} of the model's weights, {absent[0]} among them")
     model.requires_grad_(False)
+    make_linear(model.model.visual)
     return Loaded(model, path)
 
 
