@@ -1,4 +1,4 @@
-"""The patch embedding as a matrix product: its Conv3d has kernel = stride, and some builds run that 5 to 20 times slower.
+"""The patch embedding as a matrix product: its Conv3d has kernel = stride, and some builds run that far slower.
 
 The parameters stay where they are, so checkpoints are the same. P vision patches, D values a patch, W width of the ViT.
 """
