@@ -79,7 +79,7 @@ class Launcher:
 def swept(overrides: Sequence[str]) -> list[str]:
     """Returns Hydra overrides that name trials by the keys that differ among them, and by no others."""
     parsed = OverridesParser.create().parse_overrides(list(overrides))
-    constant = sorted({item.get_key_element() for item in parsed if not item.is_sweep_override()})
+    constant = sorted({item.key_or_group for item in parsed if not item.is_sweep_override()})
     return [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(constant)}]"] if constant else []
 
 
@@ -107,7 +107,7 @@ def comparison(summaries: dict[Path, dict[str, Any]]) -> str:
 
     def order(item: tuple[Path, dict[str, Any]]) -> float:
         value = _monitored(item[1], metric)
-        return math.inf if value is None else sign * value
+        return sign * value if value is not None and math.isfinite(value) else math.inf
 
     rows = []
     for rank, (folder, summary) in enumerate(sorted(summaries.items(), key=order), start=1):

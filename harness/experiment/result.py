@@ -1,5 +1,6 @@
 """What a run shows: what trains, its result, and summary.json."""
 
+import json
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -8,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from harness.config import RunConfig, config_hash
+from harness.errors import UserError
 from harness.experiment.folder import RunFolder, write_json
 from harness.logging.metrics import read
 from harness.logging.table import render, show
@@ -62,6 +64,11 @@ def write_failure(folder: RunFolder, config: RunConfig, status: str, error: Base
         started: `time.time()` at the start of the process.
     """
     reason = f"{type(error).__name__}: {error}"
+    if isinstance(error, UserError) and folder.summary.is_file():
+        # A resume that was refused takes nothing from the result that is there.
+        state = json.loads(folder.summary.read_text(encoding="utf-8"))["status"]
+        folder.write_status(state=state, exit_reason=reason)
+        return
     write_json(folder.summary, _common(folder, config, status, started) | {"error": reason})
     folder.write_status(state=status, exit_reason=reason)
 

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import OmegaConf
 
 from harness import config
@@ -21,7 +23,7 @@ def apply(overrides: Sequence[str]) -> list[str]:
     Raises:
         UserError: The folder holds no run, a run that is not asked to go on, or one that trains otherwise.
     """
-    given = {_key(item): item.partition("=")[2].strip("'\"") for item in overrides}
+    given = {_key(item): _value(item) for item in overrides}
     resume, run_dir = given.get(KEY, "null"), given.get(RUN_DIR)
     if resume == "null":
         _refuse_used(run_dir)
@@ -62,5 +64,13 @@ def _key(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
 
 
+def _value(override: str) -> str:
+    """Returns the text behind the key, without quotes that only Hydra needs."""
+    text = override.partition("=")[2]
+    if len(text) < 2 or text[0] not in "'\"" or text[-1] != text[0]:
+        return text
+    return str(OverridesParser.create().parse_override(override).value())
+
+
 def _quoted(value: str) -> str:
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return QuotedString(value, Quote.single).with_quotes()

@@ -23,8 +23,8 @@ def supervised_logits(model: PreTrainedModel, batch: "Batch", always_see: bool =
     Args:
         model: The Qwen3-VL itself; adapters that PEFT put inside it take part.
         batch: A batch on the model's device.
-        always_see: Run the vision tower for a batch of text too, times zero. Where ranks average gradients, each has
-            to bring some for every parameter, or the others wait for ever.
+        always_see: Run the vision tower for a batch of text too, times zero: where it trains, each rank has to bring
+            gradients for every parameter, or the others wait for ever.
     """
     hidden_BSD = model.model(
         input_ids=batch.input_ids,

@@ -91,12 +91,13 @@ def generate(model: Any, tokenizer: PreTrainedTokenizerBase, batch: Any, max_new
         batch: A PromptBatch on the model's device.
         max_new_tokens: Limit per item.
     """
+    # generate encodes images wherever the argument is there, None as well.
+    images = {"pixel_values": batch.pixel_values, "image_grid_thw": batch.image_grid_thw}
     tokens_BS = model.generate(
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
         mm_token_type_ids=batch.mm_token_type_ids,
-        pixel_values=batch.pixel_values,
-        image_grid_thw=batch.image_grid_thw,
+        **(images if batch.pixel_values is not None else {}),
         max_new_tokens=max_new_tokens,
         do_sample=False,
         # A checkpoint's sampling settings would only be warned of in greedy decoding.

@@ -9,8 +9,8 @@ from harness.model.component import Component, component_of, names
 class GradientCheck:
     """Looks at each trainable component once, at the first optimiser step that can reach it.
 
-    A step of text alone gives the ViT and the aligner no gradient, and rightly so: they are looked at in the first
-    step with an image.
+    A step of text alone gives the ViT and the aligner zeros, and rightly so: they are looked at in the first step with
+    an image.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -50,9 +50,10 @@ class TrainingModule(lightning.LightningModule):
         """Returns the micro-batch's share of the step's loss, scaled for Lightning's and DDP's averaging."""
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self._step_tokens = self._sum_over_ranks(batch.step_supervised)
-        loss = loss_sum(supervised_logits(self.tuned.base, batch, self._always_see()), batch) / max(
-            self._step_tokens, 1
-        )
+        # Where the vision side trains, a step of text gives it zeros and not nothing, on one process as on several:
+        # an optimiser skips a parameter without gradient, but decays and moves one with zeros.
+        logits = supervised_logits(self.tuned.base, batch, always_see=self._trains_vision)
+        loss = loss_sum(logits, batch) / max(self._step_tokens, 1)
         self.meter.add(batch, loss.detach())
         return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
 
@@ -116,10 +117,6 @@ class TrainingModule(lightning.LightningModule):
             if self._rng["cuda"] is not None:
                 torch.cuda.set_rng_state(self._rng["cuda"], self.device)
             self._rng = None
-
-    def _always_see(self) -> bool:
-        """Whether a batch of text must pass the vision tower: other ranks wait for its gradients."""
-        return self.trainer.world_size > 1 and self._trains_vision
 
     def _sum_over_ranks(self, count: int) -> int:
         if self.trainer.world_size == 1:

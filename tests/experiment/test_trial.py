@@ -1,13 +1,19 @@
 """Whole runs in this process: what a run folder holds, and that a resumed run is the run it would have been."""
 
 import json
+import re
+import signal
+from collections import Counter
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from harness.logging.metrics import read
+from harness.optim.schedule import ScheduleConfig, multiplier
 from harness.trainer.checkpoint import FILE
-
+from harness.trainer.evaluate import Evaluator
+from harness.trainer.module import TrainingModule
 
 PACKED = ("data.packing=true", "data.packing_length=64")
 
@@ -17,7 +23,8 @@ def losses(folder):
 
 
 def weights(folder, step):
-    return torch.load(folder.checkpoints / f"step_{step}" / FILE, weights_only=True)["state_dict"]
+    name = step if isinstance(step, str) else f"step_{step}"
+    return torch.load(folder.checkpoints / name / FILE, weights_only=True)["state_dict"]
 
 
 def test_a_run_keeps_the_contracts(run, capsys):
@@ -99,9 +106,223 @@ def test_frozen_weights_do_not_change_in_a_run(run, make_tuned):
         assert changed == (component_of(name) is Component.aligner), name
 
 
-def test_best_checkpoint_is_exported_when_asked(run):
-    common = ["tuner=full", "optim.lr=1e-3", "trainer.max_steps=4", "trainer.val_every_steps=1"]
-    folder, _ = run("a", *common, "trainer.load_best=true", "trainer.keep_checkpoints=9", "trainer.monitor=val/loss")
-    best = json.loads(folder.summary.read_text())["best"]
-    assert best["value"] == min(row["val/loss"] for row in read(folder.metrics) if row["step"] > 0)
-    assert (folder.checkpoints / "best").resolve().name == f"step_{best['step']}"
+def test_best_checkpoint_is_exported_when_asked(run, monkeypatch):
+    """The validation loss is made to rise, so that the best weights are not the last ones."""
+    losses = iter([0.5, 1.0, 2.0, 3.0])
+    monkeypatch.setattr(Evaluator, "_loss", lambda self, trainer, module: next(losses))
+    common = ["tuner=full", "optim.lr=1e-3", "trainer.max_steps=3", "trainer.val_every_steps=1"]
+    folder, code = run("a", *common, "trainer.load_best=true", "data.generation.enabled=false")
+    assert code == 0
+    # The untrained model has no checkpoint, so its 0.5 does not count.
+    assert json.loads(folder.summary.read_text())["best"] == {"metric": "val/loss", "value": 1.0, "step": 1}
+    assert (folder.checkpoints / "best").resolve().name == "step_1"
+    exported = load_file(folder.path / "model" / "model.safetensors")
+    best, last = weights(folder, "best"), weights(folder, "last")
+    assert any(not torch.equal(best[name], last[name]) for name in best)
+    for name, value in best.items():
+        if name != "model.lm_head.weight":  # tied to the embedding, and so not in the file
+            assert torch.equal(exported[name.removeprefix("model.")], value), name
+
+
+@pytest.fixture
+def run_text(run, write_text):
+    """As `run`, on eight rows of text and two of validation: a fraction of a second."""
+
+    def start(name, *overrides):
+        common = ["data=jsonl", "trainer.batch_size=4", "optim.lr=1e-3", "trainer.val_at_start=false"]
+        rows = [f"data.train={write_text('train.jsonl', 8)}", f"data.val={write_text('val.jsonl', 2)}"]
+        return run(name, *common, *rows, *overrides)
+
+    return start
+
+
+@pytest.fixture
+def write_text(tmp_path):
+    """Writes rows of text, once: later calls leave the file as it is."""
+
+    def write(name, num_rows):
+        path = tmp_path / name
+        if not path.exists():
+            path.write_text("".join(text_row(number) for number in range(num_rows)), encoding="utf-8")
+        return path
+
+    return write
+
+
+def text_row(number):
+    question, answer = f"what is {number} times {number}?", "a lot " * (number % 3 + 1)
+    return json.dumps({"messages": [turn("user", question), turn("assistant", answer)]}) + "\n"
+
+
+def turn(role, content):
+    return {"role": role, "content": content}
+
+
+def goes_on_after(folder, step):
+    """Leaves the checkpoints as a kill after that step would have."""
+    (folder.checkpoints / "last").unlink()
+    (folder.checkpoints / "last").symlink_to(f"step_{step}")
+
+
+def test_a_finished_run_resumed_unchanged_stays_as_it_is(run_text):
+    folder, _ = run_text("a", "trainer.max_steps=2")
+    before = folder.summary.read_bytes(), folder.metrics.read_bytes()
+    _, code = run_text("a", "trainer.max_steps=2", "trainer.resume=auto")
+    assert code == 0
+    assert (folder.summary.read_bytes(), folder.metrics.read_bytes()) == before
+    assert folder.read_status()["state"] == "completed"
+
+
+def test_fewer_steps_than_are_done_are_refused(run_text, capsys):
+    run_text("a", "trainer.max_steps=2")
+    _, code = run_text("a", "trainer.max_steps=1", "trainer.resume=auto")
+    assert code == 2
+    assert "trainer.max_steps: the run has done 2 steps, and 1 are asked" in capsys.readouterr().err
+
+
+def test_a_longer_resumed_run_stretches_the_schedule(run_text):
+    """From its first step on, the learning rate is that of a run of the new length."""
+    schedule = ["optim.schedule.name=cosine", "optim.schedule.warmup_ratio=0.5"]
+    folder, _ = run_text("a", *schedule, "trainer.max_steps=2")
+    _, code = run_text("a", *schedule, "trainer.max_steps=6", "trainer.resume=auto")
+    assert code == 0
+    got = {row["step"]: row["train/lr/llm"] for row in read(folder.metrics)}
+    expected = ScheduleConfig(warmup_ratio=0.5)
+    assert list(got) == [1, 2, 3, 4, 5, 6]
+    for step, rate in got.items():
+        total = 2 if step <= 2 else 6
+        assert rate == pytest.approx(1e-3 * multiplier(expected, step - 1, total)), f"step {step}"
+
+
+def test_the_summary_of_a_resumed_run_is_that_of_the_whole_run(run_text):
+    common = ["trainer.val_at_start=true", "trainer.max_steps=4", "trainer.save_every_steps=2"]
+    common += ["trainer.val_every_steps=2", "optim.schedule.name=constant"]
+    folder, _ = run_text("a", *common)
+    whole = json.loads(folder.summary.read_text())
+    goes_on_after(folder, 2)
+    _, code = run_text("a", *common, "trainer.resume=auto")
+    resumed = json.loads(folder.summary.read_text())
+    assert code == 0 and whole["baseline"].keys() == {"val/loss"} and whole["tokens"] > 0
+    for key in ("status", "tokens", "baseline", "val", "best", "train_loss", "steps", "trainable_parameters"):
+        assert resumed[key] == whole[key], key
+
+
+def test_no_item_is_predicted_twice_after_a_resume(run_text):
+    common = ["trainer.max_steps=3", "trainer.val_every_steps=1", "trainer.keep_checkpoints=9"]
+    common += ["trainer.val_at_start=true", "data.generation.enabled=true"]
+    folder, _ = run_text("a", *common)
+    goes_on_after(folder, 1)
+    _, code = run_text("a", *common, "trainer.resume=auto")
+    assert code == 0
+    items = [json.loads(line) for line in folder.predictions.read_text().splitlines()]
+    seen = Counter((item["step"], item["origin"]) for item in items)
+    assert set(seen.values()) == {1} and len(seen) == 4 * 2
+    assert sorted({item["step"] for item in items}) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda content: b"", lambda content: content[:1000], lambda content: content[:-200], lambda content: b"x" * 1000],
+    ids=["empty", "beginning only", "end lost", "something else"],
+)
+def test_a_damaged_checkpoint_is_named_with_the_others(run_text, capsys, damage):
+    folder, _ = run_text("a", "trainer.max_steps=2", "trainer.save_every_steps=1")
+    path = folder.checkpoints.resolve() / "step_2" / FILE
+    path.write_bytes(damage(path.read_bytes()))
+    capsys.readouterr()
+    _, code = run_text("a", "trainer.max_steps=3", "trainer.save_every_steps=1", "trainer.resume=auto")
+    error = capsys.readouterr().err
+    assert code == 2 and "Traceback" not in error
+    assert f"{path}: damaged (" in error and "there are: step_1" in error
+
+
+def test_a_changed_file_of_rows_is_refused(run_text, tmp_path, capsys):
+    folder, _ = run_text("a", "trainer.max_steps=2")
+    with open(tmp_path / "train.jsonl", "a", encoding="utf-8") as file:
+        file.write(text_row(8))
+    _, code = run_text("a", "trainer.max_steps=3", "trainer.resume=auto")
+    assert code == 2
+    assert "trainer.resume: the data changed since the run began" in capsys.readouterr().err
+    assert [row["step"] for row in read(folder.metrics)] == [1, 2]
+
+
+def test_another_number_of_rows_is_refused(run, capsys):
+    common = ["trainer.val_at_start=false", "data.generation.enabled=false"]
+    run("a", *common, "trainer.max_steps=1", "data.train_rows=32")
+    _, code = run("a", *common, "trainer.max_steps=2", "data.train_rows=24", "trainer.resume=auto")
+    assert code == 2
+    assert "trainer.resume: the data changed since the run began" in capsys.readouterr().err
+
+
+def test_a_run_keeps_its_id_over_attempts(run_text):
+    folder, _ = run_text("a", "trainer.max_steps=1")
+    first = folder.read_status()
+    run_text("a", "trainer.max_steps=2", "trainer.resume=auto")
+    second = folder.read_status()
+    assert (first["attempt"], second["attempt"]) == (1, 2)
+    assert first["run_id"] == second["run_id"] != run_text("b", "trainer.max_steps=1")[0].read_status()["run_id"]
+
+
+def test_the_best_of_no_validation_is_refused(run_text, capsys):
+    folder, code = run_text("a", "data.val=null", "trainer.load_best=true", "trainer.max_steps=1")
+    assert code == 2
+    assert re.search(r"trainer\.load_best=\w+: there are no validation rows", capsys.readouterr().err)
+    assert not folder.checkpoints.exists()
+
+
+@pytest.fixture
+def raise_at_step(monkeypatch):
+    """Makes the training step with this number, from 1, raise. Lightning leaves Ctrl-C ignored; that is undone."""
+    handler = signal.getsignal(signal.SIGINT)
+    original = TrainingModule.training_step
+
+    def install(step, error):
+        def training_step(self, batch, batch_idx):
+            if self.trainer.global_step == step - 1:
+                raise error
+            return original(self, batch, batch_idx)
+
+        monkeypatch.setattr(TrainingModule, "training_step", training_step)
+
+    yield install
+    signal.signal(signal.SIGINT, handler)
+
+
+def test_an_interrupted_run_keeps_what_it_did(run_text, raise_at_step, capfd):
+    raise_at_step(3, KeyboardInterrupt())
+    folder, code = run_text("a", "trainer.max_steps=5", "trainer.val_every_steps=5")
+    output = capfd.readouterr()
+    assert code == 130 and output.out.splitlines()[-1] == f"run: {folder.path}"
+    assert "Traceback" not in output.err + (folder.path / "train.log").read_text()
+    assert folder.read_status()["state"] == json.loads(folder.summary.read_text())["status"] == "preempted"
+    assert list(losses(folder)) == [1, 2]
+
+
+def test_a_crash_is_on_record(run_text, raise_at_step):
+    raise_at_step(3, LookupError("nothing here"))
+    folder, code = run_text("a", "trainer.max_steps=5", "trainer.val_every_steps=5")
+    summary = json.loads(folder.summary.read_text())
+    assert (code, summary["status"], summary["error"]) == (1, "failed", "LookupError: nothing here")
+    assert (folder.read_status()["state"], folder.read_status()["exit_reason"]) == ("failed", summary["error"])
+    recorded = (folder.path / "train.log").read_text()
+    assert "Traceback (most recent call last)" in recorded and "LookupError: nothing here" in recorded
+    assert list(losses(folder)) == [1, 2]
+
+
+def test_a_crashed_run_goes_on(run_text, raise_at_step, monkeypatch):
+    """Steps after the last checkpoint are on record already; they run again and are there once."""
+    common = ["trainer.max_steps=5", "trainer.save_every_steps=1", "trainer.log_every_steps=1"]
+    whole, _ = run_text("whole", *common)
+    raise_at_step(4, LookupError("nothing here"))
+    folder, _ = run_text("a", *common)
+    monkeypatch.undo()
+    goes_on_after(folder, 2)
+    _, code = run_text("a", *common, "trainer.resume=auto")
+    assert code == 0 and losses(folder) == losses(whole)
+
+
+def test_rows_of_text_are_answered_too(run_text):
+    folder, code = run_text("a", "data.generation.enabled=true", "trainer.max_steps=1")
+    assert code == 0
+    items = [json.loads(line) for line in folder.predictions.read_text().splitlines()]
+    assert sorted(item["reference"].strip() for item in items) == ["a lot", "a lot a lot"]

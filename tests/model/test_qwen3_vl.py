@@ -1,9 +1,11 @@
 """Loading any Qwen3-VL checkpoint: dense and mixture of experts, and what is refused."""
 
 import json
+import re
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
 
 from harness import registry
@@ -41,7 +43,7 @@ def test_loads_a_mixture_of_experts_and_puts_adapters_in(tmp_path, make_config):
     ],
 )
 def test_what_can_not_be_loaded_is_refused(make_config, monkeypatch, override, message):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=message):
         load(make_config(override).model)
 
@@ -63,3 +65,55 @@ def test_saved_processor_keeps_the_pixel_budget(tmp_path, make_config):
     again = Qwen2VLImageProcessorPil.from_pretrained(tmp_path)
     assert (again.size["shortest_edge"], again.size["longest_edge"]) == (2048, 4096)
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template == processor.tokenizer.chat_template
+
+
+@pytest.fixture
+def checkpoint(tmp_path, make_config):
+    """A copy of the tiny checkpoint, to be damaged."""
+    folder = tmp_path / "checkpoint"
+    load(make_config().model).model.save_pretrained(folder)
+    return folder
+
+
+def rewrite(folder, change):
+    """Changes the dict of weights in a checkpoint."""
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_tied_head_need_not_be_in_the_file(checkpoint, make_config):
+    assert "lm_head.weight" not in load_file(checkpoint / "model.safetensors")
+    model = load(make_config(f"model.path={checkpoint}").model).model
+    assert model.lm_head.weight is model.model.language_model.embed_tokens.weight
+    shipped = load(make_config().model).model
+    torch.testing.assert_close(model.lm_head.weight, shipped.lm_head.weight, atol=0, rtol=0)
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(checkpoint, make_config):
+    """transformers fills them with random numbers and warns."""
+    absent = ["model.visual.merger.norm.weight", "model.language_model.layers.0.mlp.up_proj.weight"]
+    rewrite(checkpoint, lambda weights: [weights.pop(name) for name in absent])
+    with pytest.raises(UserError, match=rf"lacks 2 of the model's weights, {re.escape(absent[1])} among them"):
+        load(make_config(f"model.path={checkpoint}").model)
+
+
+def test_a_weight_of_another_shape_is_refused(checkpoint, make_config):
+    name = "model.language_model.norm.weight"
+    rewrite(checkpoint, lambda weights: weights.update({name: torch.ones(3)}))
+    with pytest.raises(UserError, match=rf"lacks 1 of the model's weights, {re.escape(name)} among them"):
+        load(make_config(f"model.path={checkpoint}").model)
+
+
+@pytest.mark.parametrize("num_bytes", [0, 4, 100_000], ids=["empty", "no header", "half"])
+def test_a_truncated_file_of_weights_is_refused(checkpoint, make_config, num_bytes):
+    path = checkpoint / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:num_bytes])
+    with pytest.raises(UserError, match=rf"model\.path={checkpoint}: its weights can not be read \(.+\)"):
+        load(make_config(f"model.path={checkpoint}").model)
+
+
+def test_a_folder_without_weights_is_refused(checkpoint, make_config):
+    (checkpoint / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"its weights can not be read \(.*model\.safetensors"):
+        load(make_config(f"model.path={checkpoint}").model)

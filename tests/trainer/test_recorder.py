@@ -5,7 +5,7 @@ import torch
 
 from harness.logging.metrics import MetricsFile, read
 from harness.trainer.meter import Totals
-from harness.trainer.recorder import DivergedError, Recorder
+from harness.trainer.recorder import MAX_SKIPPED, DivergedError, Recorder
 
 
 @pytest.fixture
@@ -38,3 +38,73 @@ def test_a_loss_that_is_no_number_stops_the_run_and_is_on_record(recorder, bad):
     with pytest.raises(DivergedError, match=r"step 2: loss (nan|inf)"):
         recorder.flush(Totals(steps=2, seconds=1.0), {})
     assert not math.isfinite(read(recorder.file.path)[-1]["train/loss"])
+
+
+def overflow(recorder, number, loss=1.0):
+    recorder.step(number, torch.tensor(loss), torch.tensor(math.inf), {"llm": 1e-3})
+    return recorder.flush(Totals(steps=1, seconds=1.0), {})
+
+
+@pytest.fixture
+def scaled(recorder):
+    """A recorder under fp16."""
+    recorder.skips_overflow = True
+    return recorder
+
+
+def test_an_overflow_is_tolerated_under_a_gradient_scaler_only(recorder):
+    with pytest.raises(DivergedError, match=r"step 1: loss 1\.0, gradient norm inf"):
+        overflow(recorder, 1)
+    recorder.skips_overflow = True
+    assert overflow(recorder, 2) == 1.0
+
+
+def test_too_many_overflows_in_a_row_stop_the_run(scaled):
+    for number in range(1, MAX_SKIPPED):
+        overflow(scaled, number)
+    with pytest.raises(DivergedError, match=f"step {MAX_SKIPPED}: "):
+        overflow(scaled, MAX_SKIPPED)
+
+
+def test_a_step_that_is_taken_resets_the_count_of_overflows(scaled):
+    for number in range(1, MAX_SKIPPED):
+        overflow(scaled, number)
+    step(scaled, MAX_SKIPPED, 1.0)
+    scaled.flush(Totals(steps=1, seconds=1.0), {})
+    for number in range(MAX_SKIPPED + 1, 2 * MAX_SKIPPED):
+        overflow(scaled, number)
+    with pytest.raises(DivergedError, match=f"step {2 * MAX_SKIPPED}: "):
+        overflow(scaled, 2 * MAX_SKIPPED)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_stops_the_run_under_a_scaler_too(scaled, bad):
+    with pytest.raises(DivergedError, match=r"step 1: loss (nan|inf)"):
+        overflow(scaled, 1, loss=bad)
+
+
+def test_abandon_writes_steps_that_were_not_read_yet(recorder):
+    step(recorder, 1, 1.5)
+    step(recorder, 2, 1.25)
+    recorder.abandon()
+    assert [(row["step"], row["train/loss"]) for row in read(recorder.file.path)] == [(1, 1.5), (2, 1.25)]
+    recorder.abandon()
+    assert len(read(recorder.file.path)) == 2
+
+
+def test_abandon_writes_the_row_whose_validation_failed(recorder):
+    step(recorder, 1, 1.5)
+    recorder.flush(Totals(steps=1, tokens=10, seconds=1.0), {})
+    assert read(recorder.file.path) == []
+    recorder.abandon()
+    (row,) = read(recorder.file.path)
+    assert (row["step"], row["perf/tokens_per_s"]) == (1, 10.0)
+
+
+def test_abandon_leaves_steps_that_need_the_other_ranks(tmp_path):
+    """A sum over ranks would wait for ever for one that is gone."""
+    with MetricsFile(tmp_path / "metrics.jsonl") as file:
+        recorder = Recorder(file, [], None, world_size=2)
+        step(recorder, 1, 1.5)
+        recorder.abandon()
+        assert read(file.path) == []

@@ -6,6 +6,7 @@ from peft import PeftModel
 from transformers import Qwen3VLForConditionalGeneration
 
 from harness import registry
+from harness.model.component import Component, component_of
 from harness.model.forward import loss_sum, supervised_logits
 
 registry.load()
@@ -19,6 +20,7 @@ CHOICES = [[f"tuner={name}"] for name in TUNERS] + [
     ["tuner=lora", "tuner.bias=all", "freeze=none"],
     ["tuner=dora", "freeze=none"],
 ]
+FREEZE = [[f"tuner={name}", f"freeze={policy}"] for name in TUNERS for policy in ("llm", "aligner")]
 
 
 def logits(model, batch):
@@ -94,3 +96,10 @@ def test_trained_weights_are_float32_whatever_the_base(make_tuned, choice):
     types = {p.dtype for p in tuned.model.parameters() if p.requires_grad}
     # Biases stay as their layer has them.
     assert types - {torch.bfloat16} == {torch.float32} and ("tuner.bias=all" in choice or len(types) == 1)
+
+
+@pytest.mark.parametrize("choice", CHOICES + FREEZE, ids=" ".join)
+def test_nothing_trains_in_a_frozen_component(make_config, make_tuned, choice):
+    named = make_tuned(*choice).model.named_parameters()
+    trained = {component_of(name) for name, parameter in named if parameter.requires_grad}
+    assert trained == set(Component) - set(make_config(*choice).freeze.frozen)

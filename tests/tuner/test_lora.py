@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from harness.errors import UserError
+from harness.model.component import Component, component_of
+from harness.model.forward import loss_sum, supervised_logits
 from harness.tuner.lora import Bias, LoraConfig
 
 
@@ -47,3 +49,34 @@ def test_pissa_holds_the_principal_singular_values(make_tuned):
 def test_values_out_of_range_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         LoraConfig(**options)
+
+
+def test_biases_that_do_not_exist_can_not_train(make_tuned):
+    """The LLM of a Qwen3-VL has no biases, and the default policy freezes the rest."""
+    with pytest.raises(UserError, match=r"tuner\.bias=all: what the freeze policy leaves free has no biases; use none"):
+        make_tuned("tuner.bias=all")
+
+
+def test_biases_of_frozen_components_stay_frozen(make_tuned):
+    model = make_tuned("tuner.bias=all", "freeze=aligner").model
+    biases = {name: p for name, p in model.named_parameters() if "lora_" not in name and name.endswith("bias")}
+    trained = {name for name, p in biases.items() if p.requires_grad}
+    assert trained == {name for name in biases if component_of(name) is Component.vit}
+    assert any(component_of(name) is Component.aligner for name in biases)
+    others = [n for n, p in model.named_parameters() if p.requires_grad and ".lora_" not in n and n not in biases]
+    assert others == []
+
+
+def test_float32_adapters_train_over_a_bfloat16_base(make_tuned, make_batch):
+    tuned, batch = make_tuned("model.dtype=bfloat16", "freeze=none"), make_batch(0, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = loss_sum(supervised_logits(tuned.base, batch), batch) / batch.num_supervised
+    loss.backward()
+    expected = make_tuned("freeze=none").base
+    with torch.no_grad():
+        exact = loss_sum(supervised_logits(expected, batch), batch) / batch.num_supervised
+    assert loss.item() == pytest.approx(exact.item(), rel=0.05)
+    for name, parameter in tuned.model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and parameter.grad.dtype == torch.float32, name
+            assert torch.isfinite(parameter.grad).all() and (parameter.grad.any() or ".lora_A." in name), name
