@@ -1,27 +1,31 @@
 """Builds a run from its config and trains it: data first, since its mistakes are the quickest to find."""
 
-import json
 import logging
 import math
 import os
-import pickle
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 
 from harness.config import RunConfig, to_plain
 from harness.data.datamodule import DataModule
 from harness.data.encoding import Encoder
 from harness.data.image_budget import set_budget
-from harness.errors import UserError, reject
+from harness.errors import reject
 from harness.experiment.environment import environment
 from harness.experiment.folder import RunFolder, write_json
+from harness.experiment.restore import (
+    check_same_data,
+    finished_summary,
+    fit,
+    load_best,
+    progression_so_far,
+    resume_step,
+)
 from harness.experiment.result import print_result, trainable_table, write_success
-from harness.logging.metrics import MetricsFile, read
+from harness.logging.metrics import MetricsFile
 from harness.logging.plot import plot_curves
 from harness.logging.progress import Progress
 from harness.logging.run_info import RunInfo
@@ -31,7 +35,7 @@ from harness.memory.precision import checked_precision
 from harness.model.loading import pick_attention
 from harness.model.processor import Processor, load_processor
 from harness.registry import build
-from harness.trainer.callback import Best, BetweenSteps, Progression
+from harness.trainer.callback import BetweenSteps
 from harness.trainer.checkpoint import Checkpointer
 from harness.trainer.evaluate import Evaluator, drop_after
 from harness.trainer.gradient_check import check_reachable
@@ -62,11 +66,11 @@ def train(folder: RunFolder, config: RunConfig, started: float) -> dict[str, Any
     checkpointer = Checkpointer(folder.checkpoints, config.trainer.keep_checkpoints)
     processor = load_processor(config.model)
     data = _data(config, processor)
-    data.start_step, data.total_steps = _resume_step(config, checkpointer), _total_steps(config, data)
-    if data.start_step >= data.total_steps:
-        return _nothing_left(folder, data)
-    _check_same_data(folder, data)
-    progression = _progression(config, folder, checkpointer, data.start_step)
+    data.start_step, data.total_steps = resume_step(config, checkpointer), _total_steps(config, data)
+    if (summary := finished_summary(folder, data)) is not None:
+        return summary
+    check_same_data(folder, data)
+    progression = progression_so_far(config, folder, checkpointer, data.start_step)
     with ExitStack() as stack:
         # Trackers and files open first: what is missing there shows before weights are loaded.
         recorder = _recorder(folder, config, data, stack) if rank == 0 else Recorder(None, [], None, _world(config))
@@ -80,11 +84,11 @@ def train(folder: RunFolder, config: RunConfig, started: float) -> dict[str, Any
         evaluator = _evaluator(folder, config, data, processor)
         between = BetweenSteps(config.trainer, folder, data, recorder, evaluator, checkpointer, progression)
         trainer = build("trainer", config.trainer, data.total_steps, precision, [between])
-        _fit(trainer, module, data, checkpointer)
+        fit(trainer, module, data, checkpointer)
     if not trainer.is_global_zero:
         return {}
     if config.trainer.load_best:
-        _load_best(module, checkpointer)
+        load_best(module, checkpointer)
     processor.save(tuned.export(folder.path))
     plot_curves(folder.metrics, folder.path / "curves.png")
     summary = write_success(folder, config, tuned.model, module.meter, progression, started)
@@ -99,51 +103,6 @@ def _tuned(config: RunConfig, data: DataModule) -> Tuned:
     check_reachable(tuned.model, sum(sample.num_visual for sample in data.train_samples))
     build("memory", config.memory, tuned.base)
     return tuned
-
-
-def _fit(trainer: lightning.Trainer, module: TrainingModule, data: DataModule, checkpointer: Checkpointer) -> None:
-    """Trains from the last checkpoint where the run goes on.
-
-    Raises:
-        UserError: The checkpoint can not be read.
-    """
-    path = checkpointer.path_of("last") if data.start_step else None
-    if path is not None:
-        try:
-            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except (OSError, RuntimeError, pickle.UnpicklingError) as error:
-            others = ", ".join(sorted(p.name for p in checkpointer.folder.glob("step_*") if p != path.parent)) or "none"
-            raise UserError(
-                f"{path}: damaged ({str(error).splitlines()[0]}); remove {path.parent.name} and point checkpoints/last "
-                f"to another; there are: {others}"
-            ) from error
-    trainer.fit(module, data, ckpt_path=path, weights_only=True)
-
-
-def _nothing_left(folder: RunFolder, data: DataModule) -> dict[str, Any]:
-    """Leaves a run that has all its steps as it is.
-
-    Raises:
-        UserError: It has more steps than are asked for.
-    """
-    if data.start_step > data.total_steps:
-        raise UserError(
-            f"trainer.max_steps: the run has done {data.start_step} steps, and {data.total_steps} are asked"
-        )
-    log.info("all %d steps are done; a larger trainer.max_steps or trainer.max_epochs goes on", data.total_steps)
-    folder.write_status(state="completed")
-    return json.loads(folder.summary.read_text(encoding="utf-8")) if folder.summary.is_file() else {}
-
-
-def _check_same_data(folder: RunFolder, data: DataModule) -> None:
-    """Refuses to go on with other rows: the position in their order would mean something else."""
-    stored = folder.path / "environment.json"
-    if data.start_step and stored.is_file():
-        before = json.loads(stored.read_text(encoding="utf-8"))["data_fingerprint"]
-        if before != data.fingerprint:
-            raise UserError(
-                f"trainer.resume: the data changed since the run began, {before[:12]} -> {data.fingerprint[:12]}"
-            )
 
 
 def _data(config: RunConfig, processor: Processor) -> DataModule:
@@ -171,15 +130,6 @@ def _data(config: RunConfig, processor: Processor) -> DataModule:
     )
     data.prepare()
     return data
-
-
-def _resume_step(config: RunConfig, checkpointer: Checkpointer) -> int:
-    """Returns the step of the last checkpoint where the run goes on, 0 where it starts anew."""
-    if config.trainer.resume is None:
-        return 0
-    step = checkpointer.step_of("last") or 0
-    log.info("trainer.resume: %s", f"goes on after step {step}" if step else "no checkpoint yet, starts at step 0")
-    return step
 
 
 def _total_steps(config: RunConfig, data: DataModule) -> int:
@@ -225,20 +175,6 @@ def _give_up(recorder: Recorder) -> None:
     finish(recorder.loggers, 1)
 
 
-def _progression(config: RunConfig, folder: RunFolder, checkpointer: Checkpointer, start_step: int) -> Progression:
-    """Returns what the run has come to before this process: nothing, or what metrics.jsonl says up to the resume."""
-    best = Best(config.trainer.monitor)
-    if not start_step:
-        return Progression(best=best)
-    rows = [row for row in read(folder.metrics) if row["step"] <= start_step]
-    validated = [(row["step"], {k: v for k, v in row.items() if k.startswith("val/")}) for row in rows]
-    by_step = {step: metrics for step, metrics in validated if metrics}
-    best_step = checkpointer.step_of("best")
-    if best_step in by_step:
-        best = replace(best, value=by_step[best_step].get(best.metric), step=best_step)
-    return Progression(best=best, baseline=by_step.get(0, {}), val=by_step[max(by_step)] if by_step else {})
-
-
 def _run_info(folder: RunFolder, config: RunConfig, start_step: int) -> RunInfo:
     return RunInfo(
         folder=folder.path,
@@ -254,12 +190,3 @@ def _run_info(folder: RunFolder, config: RunConfig, start_step: int) -> RunInfo:
 
 def _frozen(config: RunConfig) -> str:
     return "_".join(component.name for component in config.freeze.frozen) or "none"
-
-
-def _load_best(module: TrainingModule, checkpointer: Checkpointer) -> None:
-    """Puts the best checkpoint's trainable weights into the model."""
-    if checkpointer.step_of("best") is None:
-        log.warning("trainer.load_best: no validation measured trainer.monitor, so the last weights are exported")
-        return
-    weights = torch.load(checkpointer.path_of("best"), map_location="cpu", weights_only=True)["state_dict"]
-    module.load_state_dict(weights, strict=False)

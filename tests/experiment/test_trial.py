@@ -326,3 +326,17 @@ def test_rows_of_text_are_answered_too(run_text):
     assert code == 0
     items = [json.loads(line) for line in folder.predictions.read_text().splitlines()]
     assert sorted(item["reference"].strip() for item in items) == ["a lot", "a lot a lot"]
+
+
+def test_a_run_killed_before_its_result_gets_one(run):
+    common = ["trainer.max_steps=3", "trainer.val_at_start=false"]
+    folder, _ = run("a", *common)
+    expected = json.loads(folder.summary.read_text())
+    folder.summary.unlink()
+    (folder.path / "adapter" / "adapter_model.safetensors").unlink()
+    _, code = run("a", *common, "trainer.resume=auto")
+    summary = json.loads(folder.summary.read_text())
+    assert code == 0 and (folder.path / "adapter" / "adapter_model.safetensors").is_file()
+    assert {key: summary[key] for key in ("status", "steps", "tokens", "train_loss", "val", "best")} == {
+        key: expected[key] for key in ("status", "steps", "tokens", "train_loss", "val", "best")
+    }
