@@ -74,7 +74,11 @@ class RunFolder:
 
     def read_status(self) -> dict[str, Any]:
         """Returns the last status written, or an empty dict."""
-        return json.loads(self.status.read_text(encoding="utf-8")) if self.status.is_file() else {}
+        return _read_json(self.status)
+
+    def read_summary(self) -> dict[str, Any]:
+        """Returns the summary of the last attempt that ended, or an empty dict."""
+        return _read_json(self.summary)
 
     def write_status(self, **changes: Any) -> None:
         """Updates the status, keeping the fields that are not named."""
@@ -94,6 +98,15 @@ class RunFolder:
             exit_reason=None,
         )
         return attempt
+
+
+def local_rank() -> int:
+    """Returns which of the run's processes this is; 0 is the one that writes."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

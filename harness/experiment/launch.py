@@ -4,7 +4,6 @@ A trial inside the multirun's process would inherit its ranks, its random state 
 Lightning would even train it on one process without a word.
 """
 
-import json
 import math
 import os
 import re
@@ -21,6 +20,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from harness import config
+from harness.experiment.folder import RunFolder
+from harness.trainer.standard import badness
 
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -94,8 +95,7 @@ def _wait(process: "subprocess.Popen[bytes]") -> int:
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """Returns a run's summary, or a failed one where the process ended without writing any."""
-    path = folder / "summary.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"status": "failed"}
+    return RunFolder(folder).read_summary() or {"status": "failed"}
 
 
 def comparison(summaries: dict[Path, dict[str, Any]]) -> str:
@@ -103,11 +103,10 @@ def comparison(summaries: dict[Path, dict[str, Any]]) -> str:
     from harness.logging.table import render
 
     metric = next((s["best"]["metric"] for s in summaries.values() if s.get("best")), "val/loss")
-    sign = 1 if metric.endswith("loss") else -1
 
     def order(item: tuple[Path, dict[str, Any]]) -> float:
         value = _monitored(item[1], metric)
-        return sign * value if value is not None and math.isfinite(value) else math.inf
+        return badness(metric, value) if value is not None and math.isfinite(value) else math.inf
 
     rows = []
     for rank, (folder, summary) in enumerate(sorted(summaries.items(), key=order), start=1):

@@ -40,10 +40,8 @@ def finished_summary(folder: RunFolder, data: DataModule) -> dict[str, Any] | No
         raise UserError(
             f"trainer.max_steps: the run has done {data.start_step} steps, and {data.total_steps} are asked"
         )
-    if data.start_step < data.total_steps or not folder.summary.is_file():
-        return None
-    summary = json.loads(folder.summary.read_text(encoding="utf-8"))
-    if summary["status"] != "completed":
+    summary = folder.read_summary()
+    if data.start_step < data.total_steps or summary.get("status") != "completed":
         return None
     log.info("all %d steps are done; a larger trainer.max_steps or trainer.max_epochs goes on", data.total_steps)
     folder.write_status(state="completed")

@@ -1,6 +1,5 @@
 """What a run shows: what trains, its result, and summary.json."""
 
-import json
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -27,7 +26,7 @@ def write_success(
         folder: The run folder.
         config: The run's config.
         model: The trained model, for its parameter counts.
-        meter: Counts of this process; tokens of earlier attempts come from metrics.jsonl.
+        meter: Counts of this process and, from its checkpoint, of the attempts before it.
         progression: Metrics gathered on the way.
         started: `time.time()` at the start of the process.
     """
@@ -64,10 +63,10 @@ def write_failure(folder: RunFolder, config: RunConfig, status: str, error: Base
         started: `time.time()` at the start of the process.
     """
     reason = f"{type(error).__name__}: {error}"
-    if isinstance(error, UserError) and folder.summary.is_file():
+    before = folder.read_summary()
+    if isinstance(error, UserError) and before:
         # A resume that was refused takes nothing from the result that is there.
-        state = json.loads(folder.summary.read_text(encoding="utf-8"))["status"]
-        folder.write_status(state=state, exit_reason=reason)
+        folder.write_status(state=before["status"], exit_reason=reason)
         return
     write_json(folder.summary, _common(folder, config, status, started) | {"error": reason})
     folder.write_status(state=status, exit_reason=reason)

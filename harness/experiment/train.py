@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from harness.data.encoding import Encoder
 from harness.data.image_budget import set_budget
 from harness.errors import reject
 from harness.experiment.environment import environment
-from harness.experiment.folder import RunFolder, write_json
+from harness.experiment.folder import RunFolder, local_rank, write_json
 from harness.experiment.restore import (
     check_same_data,
     finished_summary,
@@ -59,7 +58,7 @@ def train(folder: RunFolder, config: RunConfig, started: float) -> dict[str, Any
         UserError: The data, the checkpoint or a setting can not be used.
         DivergedError: The loss is no finite number any more.
     """
-    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    rank = local_rank()
     setup_logging(folder.path, rank)
     pick_accelerator(config.trainer)
     lightning.seed_everything(config.seed, verbose=False)

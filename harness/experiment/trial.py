@@ -5,7 +5,6 @@ starts it once per trial, and Lightning starts it once more for each further ran
 """
 
 import logging
-import os
 import signal
 import sys
 import time
@@ -14,16 +13,11 @@ from pathlib import Path
 from harness import registry
 from harness.config import RunConfig, load
 from harness.errors import UserError, tell
-from harness.experiment.folder import RunFolder
+from harness.experiment.folder import RunFolder, local_rank
 
 log = logging.getLogger(__name__)
 
 EXIT_USER, EXIT_CRASH = 2, 1
-
-
-def first_rank() -> bool:
-    """Says whether this process is the one that writes."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def main(arguments: list[str]) -> int:
@@ -33,7 +27,7 @@ def main(arguments: list[str]) -> int:
     folder = RunFolder(Path(arguments[0]))
     try:
         config = load(folder.config)
-        if first_rank():
+        if local_rank() == 0:
             _claim(folder, config)
         code = _run(folder, config, started)
     except UserError as error:
@@ -41,7 +35,7 @@ def main(arguments: list[str]) -> int:
         code = EXIT_USER
     finally:
         folder.unlock()
-    if first_rank():
+    if local_rank() == 0:
         print(f"run: {folder.path}", flush=True)
     return code
 
@@ -77,7 +71,7 @@ def _run(folder: RunFolder, config: RunConfig, started: float) -> int:
         error = KeyboardInterrupt("interrupted") if interrupted else raised
         found = [(status, code) for kind, status, code in ended if isinstance(error, kind)]
         status, code = found[0] if found else ("failed", EXIT_CRASH)
-        if first_rank():
+        if local_rank() == 0:
             write_failure(folder, config, status, error, started)
         if isinstance(error, UserError):
             raise

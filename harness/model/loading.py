@@ -45,6 +45,9 @@ def load(config: Qwen3VLConfig) -> Loaded:
     path = resolve(config.path)
     if config.revision is not None and Path(path).is_dir():
         raise reject("model.revision", config.revision, f"{path} is a folder, which has no revisions")
+    attention = pick_attention(config.attention)
+    if config.attention is Attention.auto:
+        log.info("model.attention=auto picked %s", attention)
     kind = _model_type(path, config.revision)
     model_class = getattr(transformers, _CLASSES[kind])
     model, info = _from_pretrained(
@@ -52,7 +55,7 @@ def load(config: Qwen3VLConfig) -> Loaded:
         path,
         revision=config.revision,
         dtype="auto" if config.dtype is Dtype.auto else getattr(torch, config.dtype.name),
-        attn_implementation=pick_attention(config.attention),
+        attn_implementation=attention,
         trust_remote_code=False,
     )
     absent = sorted(set(info["missing_keys"]) | {str(item[0]) for item in info["mismatched_keys"]})
@@ -81,7 +84,6 @@ def pick_attention(wanted: Attention) -> str:
     if wanted is Attention.auto:
         flash = torch.cuda.is_available() and _installed("flash_attn")
         picked = Attention.flash_attention_2 if flash else Attention.sdpa
-        log.info("model.attention=auto picked %s", picked.name)
         return picked.name
     if wanted in _PACKAGES:
         package, command = _PACKAGES[wanted]

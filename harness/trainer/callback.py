@@ -18,7 +18,7 @@ from harness.trainer.checkpoint import Checkpointer
 from harness.trainer.evaluate import Evaluator
 from harness.trainer.module import TrainingModule
 from harness.trainer.recorder import Recorder
-from harness.trainer.standard import StandardConfig
+from harness.trainer.standard import StandardConfig, badness
 
 
 @dataclass(slots=True)
@@ -33,8 +33,7 @@ class Best:
         """Takes a new value and says whether it is the best: lower for a loss, higher for all else; NaN never."""
         if not math.isfinite(value):
             return False
-        sign = 1 if self.metric.endswith("loss") else -1
-        if self.value is not None and sign * value >= sign * self.value:
+        if self.value is not None and badness(self.metric, value) >= badness(self.metric, self.value):
             return False
         self.value, self.step = value, step
         return True

@@ -16,6 +16,11 @@ METRICS = ("val/loss", "val/exact_match")
 """What a validation measures."""
 
 
+def badness(metric: str, value: float) -> float:
+    """Returns a number that is lower for a better value: of a loss itself, of all else its negative."""
+    return value if metric.endswith("loss") else -value
+
+
 class Accelerator(Enum):
     """Where to train."""
 

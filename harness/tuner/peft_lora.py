@@ -61,8 +61,8 @@ class _Exporter:
 
     def __init__(self, model: PeftModel, changes_base: bool) -> None:
         self._model = model
-        trained = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-        self._start = trained if changes_base else None
+        trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+        self._start = {name: p.detach().clone() for name, p in trained} if changes_base else None
 
     def export(self, folder: Path) -> Path:
         target = folder / "adapter"
