@@ -4,6 +4,7 @@ Shapes: B samples, S tokens of the longest, N images.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,48 +20,11 @@ def collate(loaded: Sequence[LoadedSample], pad_token_id: int) -> Batch:
         loaded: At least one sample.
         pad_token_id: Fills `input_ids` behind a sample; the mask hides it.
     """
-    samples = [item.sample for item in loaded]
-    length = max(len(sample.ids) for sample in samples)
-    input_ids_BS = np.full((len(samples), length), pad_token_id, dtype=np.int64)
-    mask_BS = np.zeros((len(samples), length), dtype=np.int64)
-    positions_4BS = np.zeros((4, len(samples), length), dtype=np.int64)
-    predictors, targets = [], []
-    for row, item in enumerate(loaded):
-        ids = item.sample.ids
-        input_ids_BS[row, : len(ids)] = ids
-        mask_BS[row, : len(ids)] = 1
-        positions_4BS[:, row, : len(ids)] = item.position_ids
-        for start, end in item.sample.spans.tolist():
-            predictors.append(np.arange(start, end) - 1 + row * length)
-            targets.append(ids[start:end])
-    return _batch(input_ids_BS, mask_BS, positions_4BS, predictors, targets, loaded)
-
-
-def _batch(
-    input_ids_BS: np.ndarray,
-    mask_BS: np.ndarray | None,
-    positions_4BS: np.ndarray,
-    predictors: Sequence[np.ndarray],
-    targets: Sequence[np.ndarray],
-    loaded: Sequence[LoadedSample],
-) -> Batch:
-    samples = [item.sample for item in loaded]
-    pixel_values, image_grid_thw = _images(loaded)
-    return Batch(
-        input_ids=torch.from_numpy(input_ids_BS),
-        attention_mask=None if mask_BS is None else torch.from_numpy(mask_BS),
-        position_ids=torch.from_numpy(positions_4BS),
-        pixel_values=pixel_values,
-        image_grid_thw=image_grid_thw,
-        target_index=torch.from_numpy(np.concatenate(predictors)),
-        targets=torch.from_numpy(np.concatenate(targets).astype(np.int64)),
-        loss_weights=None,
-        num_samples=len(samples),
-        num_tokens=sum(len(sample.ids) for sample in samples),
-        num_supervised=sum(sample.num_supervised for sample in samples),
-        num_visual=sum(sample.num_visual for sample in samples),
-        origins=[sample.origin for sample in samples],
-    )
+    rows = _lay_out([[item] for item in loaded], pad_token_id, max(len(item.sample.ids) for item in loaded))
+    mask_BS = np.zeros_like(rows.input_ids_BS)
+    for row, used in enumerate(rows.used):
+        mask_BS[row, :used] = 1
+    return _batch(rows, mask_BS, loaded)
 
 
 def collate_packed(packs: Sequence[Sequence[LoadedSample]], pad_token_id: int, length: int | None) -> Batch:
@@ -75,24 +39,11 @@ def collate_packed(packs: Sequence[Sequence[LoadedSample]], pad_token_id: int, l
         pad_token_id: Fills rows.
         length: Tokens of a row; None: as many as the longest pack has.
     """
-    sizes = [sum(len(item.sample.ids) for item in pack) for pack in packs]
-    row_length = max(sizes) if length is None else length
-    input_ids_BS = np.full((len(packs), row_length), pad_token_id, dtype=np.int64)
-    positions_4BS = np.zeros((4, len(packs), row_length), dtype=np.int64)
-    predictors, targets = [], []
-    for row, pack in enumerate(packs):
-        offset = 0
-        for item in pack:
-            ids = item.sample.ids
-            input_ids_BS[row, offset : offset + len(ids)] = ids
-            positions_4BS[:, row, offset : offset + len(ids)] = item.position_ids
-            for start, end in item.sample.spans.tolist():
-                predictors.append(np.arange(start, end) - 1 + offset + row * row_length)
-                targets.append(ids[start:end])
-            offset += len(ids)
-        positions_4BS[0, row, offset:] = np.arange(row_length - offset)
-    loaded = [item for pack in packs for item in pack]
-    return _batch(input_ids_BS, None, positions_4BS, predictors, targets, loaded)
+    longest = max(sum(len(item.sample.ids) for item in pack) for pack in packs)
+    rows = _lay_out(packs, pad_token_id, longest if length is None else length)
+    for row, used in enumerate(rows.used):
+        rows.positions_4BS[0, row, used:] = np.arange(rows.input_ids_BS.shape[1] - used)
+    return _batch(rows, None, [item for pack in packs for item in pack])
 
 
 def collate_prompts(
@@ -138,3 +89,53 @@ def _images(loaded: Sequence[LoadedSample]) -> tuple[torch.Tensor | None, torch.
         return None, None
     grids_N3 = np.concatenate([item.sample.grids for item in loaded]).astype(np.int64)
     return torch.cat(pixels), torch.from_numpy(grids_N3)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Samples laid out in rows of equal length; unused places hold padding, at position 0."""
+
+    input_ids_BS: np.ndarray
+    positions_4BS: np.ndarray
+    predictors: list[np.ndarray]
+    """Flat indices of the positions that predict each supervised run."""
+    targets: list[np.ndarray]
+    used: list[int]
+    """Tokens of each row that are no padding."""
+
+
+def _lay_out(packs: Sequence[Sequence[LoadedSample]], pad_token_id: int, length: int) -> _Rows:
+    ids_BS = np.full((len(packs), length), pad_token_id, dtype=np.int64)
+    rows = _Rows(ids_BS, np.zeros((4, *ids_BS.shape), dtype=np.int64), predictors=[], targets=[], used=[])
+    for row, pack in enumerate(packs):
+        offset = 0
+        for item in pack:
+            ids = item.sample.ids
+            rows.input_ids_BS[row, offset : offset + len(ids)] = ids
+            rows.positions_4BS[:, row, offset : offset + len(ids)] = item.position_ids
+            for start, end in item.sample.spans.tolist():
+                rows.predictors.append(np.arange(start, end) - 1 + offset + row * length)
+                rows.targets.append(ids[start:end])
+            offset += len(ids)
+        rows.used.append(offset)
+    return rows
+
+
+def _batch(rows: _Rows, mask_BS: np.ndarray | None, loaded: Sequence[LoadedSample]) -> Batch:
+    samples = [item.sample for item in loaded]
+    pixel_values, image_grid_thw = _images(loaded)
+    return Batch(
+        input_ids=torch.from_numpy(rows.input_ids_BS),
+        attention_mask=None if mask_BS is None else torch.from_numpy(mask_BS),
+        position_ids=torch.from_numpy(rows.positions_4BS),
+        pixel_values=pixel_values,
+        image_grid_thw=image_grid_thw,
+        target_index=torch.from_numpy(np.concatenate(rows.predictors)),
+        targets=torch.from_numpy(np.concatenate(rows.targets).astype(np.int64)),
+        loss_weights=None,
+        num_samples=len(samples),
+        num_tokens=sum(len(sample.ids) for sample in samples),
+        num_supervised=sum(sample.num_supervised for sample in samples),
+        num_visual=sum(sample.num_visual for sample in samples),
+        origins=[sample.origin for sample in samples],
+    )
