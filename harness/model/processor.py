@@ -1,8 +1,8 @@
-"""Tokenizer and image processor of a checkpoint, without torchvision, and how they are saved beside a result."""
+"""Tokenizer, image processor and video settings of a checkpoint, without torchvision, and how they are saved."""
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,15 @@ from harness.errors import reject
 from harness.model.checkpoint_path import resolve
 from harness.model.qwen3_vl import Qwen3VLConfig
 
-_COPIED = ("video_preprocessor_config.json", "processor_config.json", "chat_template.json", "chat_template.jinja")
+_VIDEO, _NESTED = "video_preprocessor_config.json", "processor_config.json"
+_COPIED = (_VIDEO, _NESTED, "chat_template.json", "chat_template.jinja")
 """Processor files that neither the tokenizer nor the image processor writes."""
+_VIDEO_PROCESSOR = "Qwen3VLVideoProcessor"
 
 
 @dataclass(slots=True)
 class Processor:
-    """The two parts of `Qwen3VLProcessor` that images and text need.
+    """The parts of `Qwen3VLProcessor` that text, images and videos need.
 
     The whole processor wants a video processor, and that one wants torchvision.
     """
@@ -24,16 +26,22 @@ class Processor:
     tokenizer: Any
     image_processor: Any
     path: str
+    video_settings: dict[str, Any] = field(default_factory=dict)
+    """Settings of the checkpoint's video processor; `data/media/image_budget.py` puts those in force into them."""
 
     def save(self, folder: Path) -> None:
-        """Writes the processor files, with the pixel budget in force, so that `AutoProcessor` loads the folder."""
+        """Writes the processor files, with the pixel budgets in force, so that `AutoProcessor` loads the folder."""
         if Path(self.path).is_dir():
             for name in _COPIED:
                 if (Path(self.path) / name).is_file():
                     shutil.copyfile(Path(self.path) / name, folder / name)
         self.tokenizer.save_pretrained(folder)
         self.image_processor.save_pretrained(folder)
-        _update_nested(folder / "processor_config.json", self.image_processor.to_dict())
+        nested = _update_nested(folder / _NESTED, self.image_processor.to_dict(), self.video_settings)
+        # Without a file of its own, transformers would read the image settings for videos too.
+        if not nested or (folder / _VIDEO).is_file():
+            content = {"video_processor_type": _VIDEO_PROCESSOR} | _read(folder / _VIDEO) | self.video_settings
+            _write(folder / _VIDEO, content)
 
 
 def load_processor(config: Qwen3VLConfig) -> Processor:
@@ -54,12 +62,50 @@ def load_processor(config: Qwen3VLConfig) -> Processor:
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise reject("model.path", config.path, f"no tokenizer and image processor can be loaded ({reason})") from error
-    return Processor(tokenizer, image_processor, path)
+    return Processor(tokenizer, image_processor, path, _video_settings(config, path))
 
 
-def _update_nested(path: Path, image_settings: dict[str, Any]) -> None:
-    """Puts the pixel budget in force into the copy of the image settings that newer checkpoints nest here."""
-    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def _video_settings(config: Qwen3VLConfig, path: str) -> dict[str, Any]:
+    """Reads the checkpoint's video settings; as in transformers, those nested in the processor's go first.
+
+    Raises:
+        UserError: The files can not be reached, or hold no JSON object.
+    """
+    from transformers.utils import cached_file
+
+    found: dict[str, Any] = {}
+    for name in (_VIDEO, _NESTED):
+        try:
+            file = cached_file(path, name, revision=config.revision, _raise_exceptions_for_missing_entries=False)
+            content = {} if file is None else _read(Path(file))
+        except (OSError, ValueError) as error:
+            raise reject("model.path", config.path, f"{name} can not be read ({error})") from error
+        found = content.get("video_processor", found) if name == _NESTED else content
+    return dict(found)
+
+
+def _update_nested(path: Path, image_settings: dict[str, Any], video_settings: dict[str, Any]) -> bool:
+    """Puts the budgets in force into the copies of the settings that newer checkpoints nest here.
+
+    Returns:
+        Whether it holds video settings.
+    """
+    content = _read(path)
     if "image_processor" in content:
         content["image_processor"] = image_settings
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    if "video_processor" in content:
+        content["video_processor"] |= video_settings
+    if content:
+        _write(path, content)
+    return "video_processor" in content
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return content
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

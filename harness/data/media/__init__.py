@@ -1,0 +1,1 @@
+"""Images and videos: references, sizes from headers, and pixels."""
