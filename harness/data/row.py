@@ -1,17 +1,22 @@
-"""The canonical row that every format becomes, and the checks that any row must pass."""
+"""The canonical row that every format becomes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from enum import Enum
+from typing import Any, Protocol, runtime_checkable
 
-from harness.data.image import MAX_PIXELS, ImageRef, reference
-from harness.errors import UserError
+from harness.data.media.image import ImageRef
+from harness.data.media.video import VideoRef
+from harness.data.row_error import RowError
 
-ROLES = ("system", "user", "assistant")
-IMAGE_TAG = "<image>"
-_UNREAD_KEYS = ("videos", "audios", "tools", "objects")
-"""Keys of ms-swift's rows that change what a row means and are not read here."""
+ROLES = ("system", "user", "assistant", "tool_call", "tool_response")
+
+
+class Media(Enum):
+    """Stands in a message's text where the row's next image or video is shown."""
+
+    image = "image"
+    video = "video"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,137 +24,105 @@ class Message:
     """One turn of a conversation."""
 
     role: str
-    parts: tuple[str | None, ...]
-    """Text, and None where the row's next image stands."""
+    """One of `ROLES`; a `tool_call` is written by the model, a `tool_response` is read by it."""
+    parts: tuple[str | Media, ...]
+    weight: float | None = None
+    """Loss weight of the turn's tokens, 0 for none; None leaves it to `data.loss_scale`."""
 
     @property
     def text(self) -> str:
-        """The turn's text without its images."""
-        return "".join(part for part in self.parts if part is not None)
+        """The turn's text without its images and videos."""
+        return "".join(part for part in self.parts if isinstance(part, str))
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One conversation and the images it shows, in the order in which it shows them."""
+class Rejected:
+    """The answer of a preference row that the other one is better than."""
 
     messages: tuple[Message, ...]
-    images: tuple[ImageRef, ...]
+    images: tuple[ImageRef, ...] = ()
+    videos: tuple[VideoRef, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One conversation, or one text, with what it shows in the order in which it shows it."""
+
+    messages: tuple[Message, ...]
+    images: tuple[ImageRef, ...] = ()
+    videos: tuple[VideoRef, ...] = ()
     origin: str
     """Where it came from, for messages: `file.jsonl:12`."""
+    plain: bool = False
+    """Pre-training text: the one message is learnt as it stands, without a chat template."""
+    tools: tuple[Any, ...] = ()
+    """JSON schemas of the functions that the model may call."""
+    channel: str | None = None
+    """Name under which its loss can be told apart."""
+    rejected: Rejected | None = None
+    """Of a preference row: the worse conversation, whole."""
+    label: bool | None = None
+    """KTO: whether the answer is desirable."""
+    min_pixels: int | None = None
+    """Bound on its images that takes the place of `data.image.min_tokens`."""
+    max_pixels: int | None = None
+    """Bound on its images that takes the place of `data.image.max_tokens`."""
+
+
+class Rows(Protocol):
+    """Rows by number. Read again from their file each time: only numbers and offsets stay in memory."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the content; equal fingerprints mean equal rows, but for the media files that they name."""
+
+    def __len__(self) -> int:
+        """Number of rows."""
+
+    def __getitem__(self, index: int) -> Row:
+        """Returns the row; raises RowError where it can not be used."""
+
+    def origin(self, index: int) -> str:
+        """Returns `file.jsonl:12` without reading the row."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListRows:
+    """Rows that are in memory."""
+
+    rows: Sequence[Row]
+    fingerprint: str
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        """Returns the row."""
+        return self.rows[index]
+
+    def origin(self, index: int) -> str:
+        """Returns where the row came from."""
+        return self.rows[index].origin
+
+
+@runtime_checkable
+class RowStream(Protocol):
+    """Rows in the order of their files, without end and without a number of rows (`data.streaming`)."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what can be known without reading the rows."""
+
+    def read(self, rank: int, world_size: int, seed: int) -> Iterator[Row | RowError]:
+        """Yields this rank's share as `Row`, or `RowError` for one that can not be used, epoch after epoch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sources:
     """What a data set's builder returns."""
 
-    train: Sequence[Row]
-    val: Sequence[Row]
+    train: Rows | RowStream
+    val: Rows
     fingerprint: str
     """sha256 over the content; equal fingerprints mean equal rows."""
-
-
-def canonical(raw: Any, origin: str, root: Path, max_pixels: int = MAX_PIXELS) -> Row:
-    """Checks a parsed row and brings it into canonical form.
-
-    Args:
-        raw: `{"messages": [...], "images": [...]}`; a content is a string, in which each `<image>` stands for the next
-            of `images`, or a list of parts `{"type": "text"}` and `{"type": "image", "image": path}`.
-        origin: `file:line`, with which every message begins.
-        root: Folder that relative image paths start from.
-        max_pixels: Decoding limit of each image.
-
-    Raises:
-        UserError: The row can not be used.
-    """
-    if not isinstance(raw, dict):
-        raise UserError(f"{origin}: a row must be an object, got {_kind(raw)}; JSONL has one object a line")
-    if not isinstance(raw.get("messages"), list) or not raw["messages"]:
-        raise UserError(f"{origin}: the row has no list of messages; its keys are {', '.join(raw) or 'none'}")
-    for key in _UNREAD_KEYS:
-        if raw.get(key):
-            raise UserError(f"{origin}: {key!r} is not supported; remove it from the row")
-    turns = [_turn(message, origin) for message in raw["messages"]]
-    if all(role != "assistant" for role, _ in turns):
-        raise UserError(f"{origin}: no assistant turn, so there is nothing to learn")
-    if any(role == "assistant" and not isinstance(part, str) for role, parts in turns for part in parts):
-        raise UserError(
-            f"{origin}: an image in an assistant turn; the model writes text only, so move it to a user turn"
-        )
-    listed = _listed(raw.get("images"), origin)
-    tags = sum(part is None for _, parts in turns for part in parts)
-    if tags != len(listed):
-        raise UserError(f"{origin}: {tags} {IMAGE_TAG} tags for {len(listed)} images; the numbers must be equal")
-    entries = iter(listed)
-    images = tuple(
-        reference(next(entries) if part is None else part.entry, origin, root, max_pixels)
-        for _, parts in turns
-        for part in parts
-        if not isinstance(part, str)
-    )
-    messages = tuple(
-        Message(role, tuple(part if isinstance(part, str) else None for part in parts)) for role, parts in turns
-    )
-    return Row(messages, images, origin)
-
-
-@dataclass(frozen=True, slots=True)
-class _Inline:
-    """An image that a content list names itself, instead of taking the next of `images`."""
-
-    entry: Any
-
-
-_Parts = list[str | _Inline | None]
-
-
-def _turn(message: Any, origin: str) -> tuple[str, _Parts]:
-    if not isinstance(message, dict):
-        raise UserError(f"{origin}: a message must be an object with role and content, got {_kind(message)}")
-    role = message.get("role")
-    if role not in ROLES:
-        raise UserError(f"{origin}: unknown role {role!r}; known: {', '.join(ROLES)}")
-    unread = [key for key, value in message.items() if key not in ("role", "content") and value is not None]
-    if unread:
-        raise UserError(f"{origin}: message key {unread[0]!r} is not supported; remove it from the row")
-    content = message.get("content")
-    if isinstance(content, str):
-        return role, _split_tags(content)
-    if not isinstance(content, list):
-        raise UserError(f"{origin}: the content of a message must be a string or a list, got {_kind(content)}")
-    return role, [part for item in content for part in _part(item, origin)]
-
-
-def _part(item: Any, origin: str) -> _Parts:
-    kind = item.get("type") if isinstance(item, dict) else None
-    if kind == "text" and isinstance(item.get("text"), str):
-        return _split_tags(item["text"])
-    if kind == "image":
-        return [None if item.get("image") is None else _Inline(item["image"])]
-    if kind == "image_url":
-        address = item.get("image_url")
-        return [_Inline(address.get("url") if isinstance(address, dict) else address)]
-    remedy = '{"type": "text", "text": ...} and {"type": "image", "image": ...} are known'
-    raise UserError(f"{origin}: content part {str(item)[:80]!r} can not be used; {remedy}")
-
-
-def _split_tags(text: str) -> _Parts:
-    """Splits text at its tags, each of which becomes None; empty pieces are left out."""
-    parts: _Parts = []
-    for number, piece in enumerate(text.split(IMAGE_TAG)):
-        parts += [None] if number else []
-        parts += [piece] if piece else []
-    return parts
-
-
-def _listed(images: Any, origin: str) -> list[Any]:
-    if images is None:
-        return []
-    if isinstance(images, str):
-        return [images]
-    if not isinstance(images, list):
-        raise UserError(f"{origin}: images must be a list, got {_kind(images)}")
-    return images
-
-
-def _kind(value: Any) -> str:
-    return "null" if value is None else type(value).__name__

@@ -1,0 +1,1 @@
+"""Rows as people write them to the canonical row."""
