@@ -62,6 +62,8 @@ def type_text(hint: Any) -> str:
         return f"{type_text(next(member for member in members if member is not type(None)))} or null"
     if get_origin(hint) is list:
         return f"list of {type_text(next(iter(members)))}"
+    if get_origin(hint) is dict:
+        return f"map of {type_text(members[0])} to {type_text(members[1])}"
     return {"bool": "true or false", "Any": "any"}.get(name := getattr(hint, "__name__", str(hint)), name)
 
 
@@ -89,7 +91,9 @@ def _explain(error: Exception, overrides: Sequence[str]) -> UserError:
         known = registry.options(group)
         return UserError(f"{group}={option}: no such option.{_did_you_mean(option, known)} Known: {', '.join(known)}")
     if isinstance(error, OverrideParseException):
-        return UserError(f"{error.override}: not of the form key=value ({str(error).splitlines()[0]})")
+        key, _, value = str(error.override).partition("=")
+        remedy = f" Quote a value that holds # or :, {key}=\"'{value}'\"." if value else ""
+        return UserError(f"{error.override}: not of the form key=value ({str(error).splitlines()[0]}).{remedy}")
     cause = error.__cause__
     if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
         key = str(cause.full_key)

@@ -74,7 +74,9 @@ def _value(cfg: DictConfig, name: str) -> Any:
     if OmegaConf.is_missing(cfg, name):
         return "???"
     value = cfg[name]
-    return OmegaConf.to_container(value, enum_to_str=True) if OmegaConf.is_list(value) else value
+    # A dictionary of the user's own keys is a value as a list is; a dataclass is a node with keys of its own.
+    plain = OmegaConf.is_list(value) or (OmegaConf.is_dict(value) and OmegaConf.get_type(value) is dict)
+    return OmegaConf.to_container(value, enum_to_str=True) if plain else value
 
 
 def field_docs(kind: type) -> dict[str, str]:

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted(registry.CONF.rglob("*.yaml"))
 PLACEHOLDERS = {
     "model=qwen3_vl": ["model.path=harness:tiny"],
+    "data=files": ["data.train=train.jsonl"],
     "data=jsonl": ["data.train=train.jsonl"],
     "experiment=caption_lora": ["data.train=train.jsonl"],
 }

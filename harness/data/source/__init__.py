@@ -1,0 +1,1 @@
+"""Where rows come from: files, folders, saved data sets, the hub; sampling, mixing, streaming."""
