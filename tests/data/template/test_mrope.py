@@ -3,9 +3,9 @@ import pytest
 import torch
 from transformers import AutoConfig, Qwen3VLModel
 
-from harness.data.mrope import position_ids
+from harness.data.template.mrope import position_ids
 
-IMAGE, TEXT = 9, 1
+IMAGE, VIDEO, TEXT = 9, 8, 1
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def _layout(rng, num_images):
 @pytest.mark.parametrize("seed", range(4))
 def test_equals_get_rope_index(model, num_images, seed):
     ids, grids = _layout(np.random.default_rng(seed), num_images)
-    ours = position_ids(ids, grids, IMAGE, merge_size=2)
+    ours = position_ids(ids == IMAGE, grids, merge_size=2)
     tokens = torch.from_numpy(ids.astype(np.int64))[None]
     stock, _ = model.get_rope_index(
         tokens,
@@ -41,9 +41,22 @@ def test_equals_get_rope_index(model, num_images, seed):
     assert np.array_equal(ours[1:], stock[:, 0].numpy())
 
 
+def test_two_frames_of_a_video_count_as_an_image(model):
+    ids = np.array([TEXT, TEXT, *[VIDEO] * 6, TEXT, TEXT, TEXT, *[VIDEO] * 6, TEXT], dtype=np.int32)
+    ours = position_ids(ids == VIDEO, np.array([[1, 4, 6], [1, 4, 6]], dtype=np.int32), merge_size=2)
+    tokens = torch.from_numpy(ids.astype(np.int64))[None]
+    stock, _ = model.get_rope_index(
+        tokens,
+        mm_token_type_ids=(tokens == VIDEO).int() * 2,
+        video_grid_thw=torch.tensor([[2, 4, 6]]),
+        attention_mask=torch.ones_like(tokens),
+    )
+    assert np.array_equal(ours[1:], stock[:, 0].numpy())
+
+
 def test_text_goes_on_behind_the_longer_side():
     ids = np.array([TEXT, *[IMAGE] * 6, TEXT], dtype=np.int32)
-    positions = position_ids(ids, np.array([[1, 4, 6]], dtype=np.int32), IMAGE, merge_size=2)
+    positions = position_ids(ids == IMAGE, np.array([[1, 4, 6]], dtype=np.int32), merge_size=2)
     assert positions[1].tolist() == [0, 1, 1, 1, 1, 1, 1, 4]
     assert positions[2].tolist() == [0, 1, 1, 1, 2, 2, 2, 4]
     assert positions[3].tolist() == [0, 1, 2, 3, 1, 2, 3, 4]
