@@ -1,17 +1,21 @@
-"""The training forward pass: the stock modules, with the head on supervised positions only.
+"""The training forward pass: stock modules, our own loop over them, and the head on supervised positions only.
 
-Shapes: B batch, S tokens, D width, K supervised tokens, V vocabulary.
+Shapes: B rows, S tokens of a row, T = B S, D width, F visual tokens, K supervised tokens, V vocabulary.
 
-Stock transformers makes logits for every position; with V near 152,000 they cost more memory than the rest of the
-step. Only positions whose next token is supervised enter the head here, which changes neither loss nor gradients.
+Every index comes with the batch. Stock transformers finds places on the device, by masks, counts and split sizes, and
+waits for it dozens of times a step; and it makes logits for every position: with V near 152,000 they cost more memory
+than the rest of the step. Neither changes the loss or a gradient.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.masking_utils import create_causal_mask
+
+from harness.model.attention import takes_cu_seqlens
 
 if TYPE_CHECKING:
     from harness.data.batch import Batch
@@ -26,30 +30,71 @@ def supervised_logits(model: PreTrainedModel, batch: "Batch", always_see: bool =
         always_see: Run the vision tower for a batch of text too, times zero: where it trains, each rank has to bring
             gradients for every parameter, or the others wait for ever.
     """
-    hidden_BSD = model.model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        position_ids=batch.position_ids,
-        pixel_values=batch.pixel_values,
-        image_grid_thw=batch.image_grid_thw,
-        use_cache=False,
-    ).last_hidden_state
+    visual, language = model.model.visual, model.model.language_model
+    features_FD, levels = None, []
+    if batch.pixel_values is not None:
+        seen = visual(batch.pixel_values, grid_thw=batch.grid_thw)
+        features_FD, levels = seen.pooler_output, seen.deepstack_features
+    hidden_TD = _decode(language, batch, features_FD, levels)
+    hidden_KD = language.norm(hidden_TD.index_select(0, batch.target_index))
     if always_see and batch.pixel_values is None:
-        hidden_BSD = hidden_BSD + 0.0 * _blank_image(model)
-    hidden_KD = hidden_BSD.flatten(0, 1).index_select(0, batch.target_index)
+        hidden_KD = hidden_KD + 0.0 * _blank_image(visual)
     return model.lm_head(hidden_KD).float()
 
 
-def _blank_image(model: PreTrainedModel) -> Tensor:
+def _decode(language: Any, batch: "Batch", features_FD: Tensor | None, levels: list[Tensor]) -> Tensor:
+    """Returns what the last decoder layer makes of text and visual tokens, (T, D).
+
+    Args:
+        language: The text model.
+        batch: The batch.
+        features_FD: What stands in the place of visual tokens.
+        levels: (F, D) each: added to the visual tokens behind the first, second, ... layer (DeepStack, 2406.04334).
+    """
+    hidden_BSD = language.embed_tokens(batch.input_ids)
+    if features_FD is not None:
+        hidden_TD = hidden_BSD.flatten(0, 1)
+        hidden_TD = hidden_TD.index_copy(0, batch.visual_index, features_FD.to(hidden_TD.dtype))
+        hidden_BSD = hidden_TD.view_as(hidden_BSD)
+    positions_4BS = batch.position_ids
+    if takes_cu_seqlens(language.config._attn_implementation):
+        hidden_BSD = hidden_BSD.flatten(0, 1).unsqueeze(0)
+        positions_4BS = positions_4BS.flatten(1).unsqueeze(1)
+    attention = _attention(language, hidden_BSD, batch)
+    rotation = language.rotary_emb(hidden_BSD, positions_4BS[1:])
+    for number, layer in enumerate(language.layers):
+        hidden_BSD = layer(hidden_BSD, position_embeddings=rotation, **attention)
+        if number < len(levels):
+            added_TD = hidden_BSD.flatten(0, 1).index_add(0, batch.visual_index, levels[number].to(hidden_BSD.dtype))
+            hidden_BSD = added_TD.view_as(hidden_BSD)
+    return hidden_BSD.flatten(0, 1)
+
+
+def _attention(language: Any, hidden_BSD: Tensor, batch: "Batch") -> dict[str, Any]:
+    """Returns the arguments of a decoder layer that keep samples apart: where they begin, or a mask."""
+    if takes_cu_seqlens(language.config._attn_implementation):
+        starts, longest = batch.cu_seqlens, batch.max_seqlen
+        names = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+        return dict(zip(names, (starts, starts, longest, longest), strict=True), attention_mask=None)
+    mask = create_causal_mask(
+        config=language.config,
+        inputs_embeds=hidden_BSD,
+        attention_mask=batch.attention_mask,
+        past_key_values=None,
+        # Without a mask of the padding, transformers takes a new sample to begin where this row does not count on.
+        position_ids=batch.position_ids[0],
+    )
+    return {"attention_mask": mask}
+
+
+def _blank_image(visual: Any) -> Tensor:
     """Returns the sum over the features of one blank image, deepstack levels included (scalar)."""
-    visual = model.model.visual
-    patch = visual.patch_embed
-    merge = visual.spatial_merge_size
+    patch, merge = visual.patch_embed, visual.spatial_merge_size
     values = patch.in_channels * patch.temporal_patch_size * patch.patch_size**2
-    device = patch.proj.weight.device
-    pixels_PD = torch.zeros(merge**2, values, device=device, dtype=patch.proj.weight.dtype)
-    features = visual(pixels_PD, grid_thw=torch.tensor([[1, merge, merge]], device=device))
-    return features.pooler_output.sum() + sum(level.sum() for level in features.deepstack_features)
+    weight = patch.proj.weight
+    pixels_PD = torch.zeros(merge**2, values, device=weight.device, dtype=weight.dtype)
+    seen = visual(pixels_PD, grid_thw=torch.tensor([[1, merge, merge]], device=weight.device))
+    return seen.pooler_output.sum() + sum(level.sum() for level in seen.deepstack_features)
 
 
 def loss_sum(logits_KV: Tensor, batch: "Batch") -> Tensor:

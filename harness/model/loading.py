@@ -1,9 +1,6 @@
-"""Loads weights with transformers, frozen, and says which attention kernel was picked."""
+"""Loads weights with transformers, frozen, and sets the attention kernel."""
 
-import importlib.util
-import logging
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +10,11 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel
 
 from harness.errors import UserError, reject
+from harness.model.attention import check_available, pick_attention, use_varlen
 from harness.model.checkpoint_path import MODEL_TYPES, resolve
 from harness.model.patch_embed import make_linear
 from harness.model.qwen3_vl import Attention, Dtype, Qwen3VLConfig
 
-log = logging.getLogger(__name__)
-
-_PACKAGES = {
-    Attention.flash_attention_2: ("flash_attn", "pip install flash-attn --no-build-isolation"),
-    Attention.flash_attention_3: ("flash_attn_interface", "build flash-attention's hopper folder"),
-    Attention.flash_attention_4: ("flash_attn.cute", "pip install flash-attn-4"),
-}
 _CLASSES = {"qwen3_vl": "Qwen3VLForConditionalGeneration", "qwen3_vl_moe": "Qwen3VLMoeForConditionalGeneration"}
 
 
@@ -40,14 +31,14 @@ def load(config: Qwen3VLConfig) -> Loaded:
     """Loads a checkpoint onto the CPU with all parameters frozen.
 
     Raises:
-        UserError: The path holds no Qwen3-VL, can not be reached, or an attention package is missing.
+        UserError: The path holds no Qwen3-VL, can not be reached, or the attention kernel can not run here.
     """
     path = resolve(config.path)
     if config.revision is not None and Path(path).is_dir():
         raise reject("model.revision", config.revision, f"{path} is a folder, which has no revisions")
-    attention = pick_attention(config.attention)
-    if config.attention is Attention.auto:
-        log.info("model.attention=auto picked %s", attention)
+    check_available(config.attention)
+    # varlen depends on the type of the weights, which the checkpoint knows.
+    later = config.attention in (Attention.auto, Attention.varlen)
     kind = _model_type(path, config.revision)
     model_class = getattr(transformers, _CLASSES[kind])
     model, info = _from_pretrained(
@@ -55,12 +46,14 @@ def load(config: Qwen3VLConfig) -> Loaded:
         path,
         revision=config.revision,
         dtype="auto" if config.dtype is Dtype.auto else getattr(torch, config.dtype.name),
-        attn_implementation=attention,
+        attn_implementation=Attention.sdpa.name if later else config.attention.name,
         trust_remote_code=False,
     )
     absent = sorted(set(info["missing_keys"]) | {str(item[0]) for item in info["mismatched_keys"]})
     if absent:
         raise reject("model.path", path, f"lacks {len(absent)} of the model's weights, {absent[0]} among them")
+    if pick_attention(config.attention, model.dtype) == Attention.varlen.name:
+        use_varlen(model)
     model.requires_grad_(False)
     make_linear(model.model.visual)
     return Loaded(model, path)
@@ -73,30 +66,6 @@ def _from_pretrained(model_class: Any, path: str, **options: Any) -> tuple[PreTr
     except (OSError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise reject("model.path", path, f"its weights can not be read ({reason})") from error
-
-
-def pick_attention(wanted: Attention) -> str:
-    """Returns transformers' name of the kernel to use.
-
-    Raises:
-        UserError: The kernel's package is not installed, or it needs a GPU.
-    """
-    if wanted is Attention.auto:
-        flash = torch.cuda.is_available() and _installed("flash_attn")
-        picked = Attention.flash_attention_2 if flash else Attention.sdpa
-        return picked.name
-    if wanted in _PACKAGES:
-        package, command = _PACKAGES[wanted]
-        if not _installed(package):
-            raise reject("model.attention", wanted.name, f"the package {package} is not installed: {command}")
-        if not torch.cuda.is_available():
-            raise reject("model.attention", wanted.name, "needs a GPU; use sdpa here")
-    return wanted.name
-
-
-def _installed(package: str) -> bool:
-    """Looks for a package and, first, its parents: `find_spec` raises where a parent is missing."""
-    return all(importlib.util.find_spec(name) for name in accumulate(package.split("."), "{}.{}".format))
 
 
 def _model_type(path: str, revision: str | None) -> str:

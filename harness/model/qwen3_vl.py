@@ -22,9 +22,10 @@ class Dtype(Enum):
 
 
 class Attention(Enum):
-    """Attention kernel, under transformers' names."""
+    """Attention kernel: varlen is the FlashAttention that comes with torch, the others have transformers' names."""
 
     auto = "auto"
+    varlen = "varlen"
     sdpa = "sdpa"
     eager = "eager"
     flex_attention = "flex_attention"
@@ -45,7 +46,7 @@ class Qwen3VLConfig:
     dtype: Dtype = Dtype.auto
     """Storage type of the base weights; auto takes the checkpoint's own. Adapters have their own (`tuner.dtype`)."""
     attention: Attention = Attention.auto
-    """Attention kernel; auto takes flash_attention_2 on a GPU where flash-attn is installed, else sdpa."""
+    """Attention kernel; auto takes varlen, which needs no package, on a GPU for weights of 16 bits, else sdpa."""
 
 
 @register("model", Qwen3VLConfig)

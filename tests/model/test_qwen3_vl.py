@@ -10,7 +10,8 @@ from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
 
 from harness import registry
 from harness.errors import UserError
-from harness.model.loading import load, pick_attention
+from harness.model.attention import pick_attention
+from harness.model.loading import load
 from harness.model.processor import load_processor
 from harness.model.qwen3_vl import Attention
 
@@ -51,8 +52,8 @@ def test_what_can_not_be_loaded_is_refused(make_config, monkeypatch, override, m
 def test_missing_attention_package_names_the_command(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"model\.attention=flash_attention_2: .*pip install"):
-        pick_attention(Attention.flash_attention_2)
-    assert pick_attention(Attention.auto) == "sdpa"
+        pick_attention(Attention.flash_attention_2, torch.bfloat16)
+    assert pick_attention(Attention.auto, torch.float32) == "sdpa"
 
 
 def test_saved_processor_keeps_the_pixel_budget(tmp_path, make_config):

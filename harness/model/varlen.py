@@ -1,0 +1,159 @@
+"""Attention over samples laid end to end, by the FlashAttention kernels that come with torch (arXiv 2307.08691).
+
+`torch.nn.attention.varlen` wraps the same two ATen operators, but its arguments change from one torch version to the
+next; the part of the operators used here is the same from 2.11 to 2.13. They are wrapped as custom operators, which
+`torch.compile` takes into its graph whole. On the CPU a plain implementation of the same formulas takes their place.
+
+Shapes: T tokens of all samples, C samples, H query heads, G key and value heads (a divisor of H), D width of a head;
+Q queries and N keys of one sample.
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def varlen_attention(
+    q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float, causal: bool
+) -> Tensor:
+    """Returns softmax(q k^T scale) v of shape (T, H, D), in which a token sees its own sample alone.
+
+    Args:
+        q_THD: Queries; on a GPU bfloat16 or float16, D a multiple of 8 and at most 256.
+        k_TGD: Keys of the same type; each head serves H / G query heads.
+        v_TGD: Values of the same type.
+        cu_seqlens: (C + 1,) int32, where each sample begins, and T.
+        max_seqlen: Tokens of the longest sample.
+        scale: Factor of the scores.
+        causal: A token sees no later one.
+    """
+    q_THD, k_TGD, v_TGD = (tensor.contiguous() for tensor in (q_THD, k_TGD, v_TGD))
+    return _forward(q_THD, k_TGD, v_TGD, cu_seqlens, max_seqlen, scale, causal)[0]
+
+
+@torch.library.custom_op("harness::varlen_attention", mutates_args=(), device_types="cuda")
+def _forward(
+    q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float, causal: bool
+) -> tuple[Tensor, Tensor]:
+    """Returns the result (T, H, D) and the log of the softmax's denominators, (H, T) float32."""
+    out_THD, lse_HT, *_ = torch.ops.aten._flash_attention_forward(
+        q_THD, k_TGD, v_TGD, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, 0.0, causal, False, scale=scale
+    )
+    return out_THD, lse_HT
+
+
+@torch.library.custom_op("harness::varlen_attention_backward", mutates_args=(), device_types="cuda")
+def _backward(
+    grad_THD: Tensor,
+    q_THD: Tensor,
+    k_TGD: Tensor,
+    v_TGD: Tensor,
+    out_THD: Tensor,
+    lse_HT: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    scale: float,
+    causal: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the gradients of queries, keys and values."""
+    lengths = (cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
+    # The state of the random numbers is read for dropout alone, and there is none.
+    state = torch.zeros(2, dtype=torch.uint64, device=q_THD.device)
+    unused = torch.empty(0, device=q_THD.device)
+    return torch.ops.aten._flash_attention_backward(
+        grad_THD.contiguous(), q_THD, k_TGD, v_TGD, out_THD, lse_HT, *lengths, 0.0, causal, state, unused, scale=scale
+    )
+
+
+@_forward.register_fake
+def _forward_shapes(
+    q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float, causal: bool
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(q_THD), q_THD.new_empty((q_THD.shape[1], q_THD.shape[0]), dtype=torch.float32)
+
+
+@_backward.register_fake
+def _backward_shapes(
+    grad_THD: Tensor, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(q_THD), torch.empty_like(k_TGD), torch.empty_like(v_TGD)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q_THD, k_TGD, v_TGD, cu_seqlens, ctx.max_seqlen, ctx.scale, ctx.causal = inputs
+    ctx.save_for_backward(q_THD, k_TGD, v_TGD, *output, cu_seqlens)
+
+
+def _differentiate(ctx: Any, grad_THD: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    grads = _backward(grad_THD, *ctx.saved_tensors, ctx.max_seqlen, ctx.scale, ctx.causal)
+    return (*grads, None, None, None, None)
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+
+
+@_forward.register_kernel("cpu")
+def _forward_cpu(
+    q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float, causal: bool
+) -> tuple[Tensor, Tensor]:
+    out_THD = torch.empty_like(q_THD)
+    lse_HT = q_THD.new_empty((q_THD.shape[1], q_THD.shape[0]), dtype=torch.float32)
+    for sample in _samples(cu_seqlens):
+        q_QHD, k_NHD, v_NHD = _one_sample(sample, q_THD, k_TGD, v_TGD)
+        scores_HQN = _scores(q_QHD, k_NHD, scale, causal)
+        out_THD[sample] = torch.einsum("hqn,nhd->qhd", scores_HQN.softmax(-1), v_NHD).to(q_THD.dtype)
+        lse_HT[:, sample] = scores_HQN.logsumexp(-1).float()
+    return out_THD, lse_HT
+
+
+@_backward.register_kernel("cpu")
+def _backward_cpu(
+    grad_THD: Tensor,
+    q_THD: Tensor,
+    k_TGD: Tensor,
+    v_TGD: Tensor,
+    out_THD: Tensor,
+    lse_HT: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    scale: float,
+    causal: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    grads = torch.empty_like(q_THD), torch.empty_like(k_TGD), torch.empty_like(v_TGD)
+    for sample in _samples(cu_seqlens):
+        q_QHD, k_NHD, v_NHD = _one_sample(sample, q_THD, k_TGD, v_TGD)
+        grad_QHD, out_QHD = grad_THD[sample].to(q_QHD.dtype), out_THD[sample].to(q_QHD.dtype)
+        weights_HQN = _scores(q_QHD, k_NHD, scale, causal).softmax(-1)
+        common_HQ1 = (grad_QHD * out_QHD).sum(-1).T.unsqueeze(-1)
+        scores_grad_HQN = scale * weights_HQN * (torch.einsum("qhd,nhd->hqn", grad_QHD, v_NHD) - common_HQ1)
+        grads[0][sample] = torch.einsum("hqn,nhd->qhd", scores_grad_HQN, k_NHD).to(q_THD.dtype)
+        for grad_TGD, weight_HQN, other_QHD in (
+            (grads[1], scores_grad_HQN, q_QHD),
+            (grads[2], weights_HQN, grad_QHD),
+        ):
+            grad_NHD = torch.einsum("hqn,qhd->nhd", weight_HQN, other_QHD)
+            grad_TGD[sample] = grad_NHD.unflatten(1, (k_TGD.shape[1], -1)).sum(2).to(k_TGD.dtype)
+    return grads
+
+
+def _samples(cu_seqlens: Tensor) -> Iterator[slice]:
+    return (slice(start, end) for start, end in pairwise(cu_seqlens.tolist()))
+
+
+def _one_sample(sample: slice, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the tensors of one sample, keys and values for each query head, in float32 at least."""
+    exact = torch.promote_types(q_THD.dtype, torch.float32)
+    repeats = q_THD.shape[1] // k_TGD.shape[1]
+    k_NHD, v_NHD = (tensor[sample].to(exact).repeat_interleave(repeats, dim=1) for tensor in (k_TGD, v_TGD))
+    return q_THD[sample].to(exact), k_NHD, v_NHD
+
+
+def _scores(q_QHD: Tensor, k_NHD: Tensor, scale: float, causal: bool) -> Tensor:
+    scores_HQN = torch.einsum("qhd,nhd->hqn", q_QHD, k_NHD) * scale
+    if causal:
+        later_QN = torch.ones(scores_HQN.shape[1:], dtype=torch.bool, device=scores_HQN.device).triu(1)
+        scores_HQN = scores_HQN.masked_fill(later_QN, -torch.inf)
+    return scores_HQN
