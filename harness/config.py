@@ -16,7 +16,14 @@ from omegaconf.errors import OmegaConfBaseException
 from harness import registry
 from harness.errors import UserError, reject
 
-VOLATILE = ("logging", "trainer.resume", "trainer.log_every_steps", "data.workers")
+VOLATILE = (
+    "logging",
+    "trainer.resume",
+    "trainer.log_every_steps",
+    "data.workers",
+    "data.index_workers",
+    "data.cache_dir",
+)
 """Keys that change neither the trained weights nor the metrics, and so are no part of a run's identity."""
 
 
@@ -43,6 +50,12 @@ class RunConfig:
             rate = getattr(self.optim, f"{component.name}_lr", None)
             if rate is not None:
                 raise reject(f"optim.{component.name}_lr", rate, f"the freeze policy keeps {component.name} frozen")
+        if self.data.max_tokens_per_batch is not None and self.trainer.batch_size != 1:
+            raise reject(
+                "trainer.batch_size", self.trainer.batch_size, "data.max_tokens_per_batch sizes batches; set 1"
+            )
+        if getattr(self.data, "streaming", False) and self.trainer.max_steps is None:
+            raise reject("trainer.max_steps", "null", "a stream has no end (data.streaming=true): give the steps")
         if self.trainer.monitor == "val/exact_match" and not self.data.generation.enabled:
             raise reject(
                 "trainer.monitor", self.trainer.monitor, "is measured by generation: set data.generation.enabled=true"

@@ -1,9 +1,14 @@
+import hypothesis
 import pytest
 import torch
 
 from harness import registry
 from harness.compose import compose_config
 from harness.config import RunConfig, to_run_config
+
+# The same examples each time, whatever the machine's speed, and no folder of past failures.
+hypothesis.settings.register_profile("harness", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("harness")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -46,10 +51,24 @@ def processor(make_config):
 
 
 @pytest.fixture(scope="session")
-def encoder(processor):
-    from harness.data.encoding import Encoder
+def make_encoder(processor):
+    """Makes the tiny checkpoint's encoder with settings of the data group, on a tokenizer of its own."""
+    import copy
 
-    return Encoder(processor.tokenizer, processor.image_processor)
+    from harness.data import assemble
+    from harness.data.config import DataConfig
+
+    def make(tokenizer=None, **settings):
+        own = copy.deepcopy(processor)
+        own.tokenizer = own.tokenizer if tokenizer is None else tokenizer
+        return assemble.make_encoder(DataConfig(**settings), own)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def encoder(make_encoder):
+    return make_encoder()
 
 
 @pytest.fixture(scope="session")
@@ -60,8 +79,8 @@ def make_batch(make_config, encoder):
     rows = registry.build("data", make_config().data).train
 
     def make(*indices: int):
-        samples = [encoder.encode(rows[index]) for index in indices]
-        batch = collate([encoder.load(sample) for sample in samples], encoder.pad_token_id)
+        samples = [sample for index in indices for sample in encoder.encode(rows[index])]
+        batch = collate([encoder.load(sample) for sample in samples], encoder.text, encoder.pad_token_id)
         batch.step_supervised = batch.num_supervised
         return batch
 

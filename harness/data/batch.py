@@ -1,6 +1,7 @@
 """What the model is fed: a training batch, and a batch of prompts for generation.
 
-Shapes: B samples, S tokens of the longest, P vision patches, D values a patch, N images, K supervised tokens.
+Shapes: B rows, S tokens of a row, C samples and runs of padding, P vision patches, D values a patch, N images and
+videos, V visual tokens, K supervised tokens.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ AnyBatch = TypeVar("AnyBatch", "Batch", "PromptBatch")
 
 @dataclass(slots=True)
 class Batch:
-    """Right-padded samples with their targets."""
+    """Samples laid out in rows, padded or packed, with their targets and every index that the forward pass needs."""
 
     input_ids: Tensor
     """(B, S) int64."""
@@ -24,25 +25,33 @@ class Batch:
     """(B, S) int64: 1 at tokens, 0 at padding; None in a packed batch, where positions alone separate the samples."""
     position_ids: Tensor
     """(4, B, S) int64: text position, from 0 in each sample, then mRoPE's t, h, w; 0 at padding."""
+    cu_seqlens: Tensor
+    """(C + 1,) int32: where each sample begins in the flattened (B, S), and B * S; a run of padding counts as one."""
     pixel_values: Tensor | None
-    """(P, D) float32, images of all samples in order; None where no sample has one."""
-    image_grid_thw: Tensor | None
-    """(N, 3) int64, in patches."""
+    """(P, D) float32, images and videos in the order of their tokens; None where no sample has one."""
+    grid_thw: Tensor | None
+    """(N, 3) int64, in patches, of images and videos alike."""
+    visual_index: Tensor
+    """(V,) int64: index into the flattened (B, S) of each visual token, in the order of the vision tower's output."""
     target_index: Tensor
     """(K,) int64: index into the flattened (B, S) of the position that predicts a supervised token."""
     targets: Tensor
     """(K,) int64: the supervised tokens."""
     loss_weights: Tensor | None
     """(K,) float32; None stands for ones."""
+    max_seqlen: int
+    """Tokens of the longest run between two entries of `cu_seqlens`."""
     num_samples: int
     num_tokens: int
     """Without padding."""
     num_supervised: int
     """K."""
     num_visual: int
-    """Image tokens."""
+    """V: image and video tokens."""
     origins: list[str] = field(default_factory=list)
     """Row of each sample: `file.jsonl:12`."""
+    skipped: list[tuple[str, str, str]] = field(default_factory=list)
+    """Samples left out because their media could not be decoded: origin, reason, detail."""
     step_supervised: int = 0
     """Supervised tokens of this rank in the whole optimiser step, all its micro-batches; set by the loader."""
 
@@ -64,9 +73,11 @@ class PromptBatch:
     attention_mask: Tensor
     """(B, S) int64."""
     mm_token_type_ids: Tensor
-    """(B, S) int64: 1 at image tokens, else 0; transformers places images in mRoPE by it."""
+    """(B, S) int64: 1 at image tokens, 2 at video tokens, else 0; transformers places them in mRoPE by it."""
     pixel_values: Tensor | None
     image_grid_thw: Tensor | None
+    pixel_values_videos: Tensor | None
+    video_grid_thw: Tensor | None
     references: list[str]
     """Text of the last assistant turn of each row."""
     prompts: list[str]

@@ -1,33 +1,40 @@
-"""Joins loaded samples into one padded batch.
+"""Lays loaded samples out in the rows of a batch, with every index that the forward pass needs.
 
-Shapes: B samples, S tokens of the longest, N images.
+Shapes: B rows, S tokens of a row, N images and videos.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from harness.data.batch import Batch, PromptBatch
-from harness.data.encoding import LoadedSample, PromptSample
+from harness.data.media.video import VideoRef
+from harness.data.template.encoder import LoadedSample, PromptSample
+from harness.data.template.text import TextEncoder
 
 
-def collate(loaded: Sequence[LoadedSample], pad_token_id: int) -> Batch:
-    """Pads on the right and lists the positions that predict a supervised token.
+def collate(loaded: Sequence[LoadedSample], text: TextEncoder, pad_token_id: int, left: bool = False) -> Batch:
+    """Pads each sample to the longest.
 
     Args:
-        loaded: At least one sample.
-        pad_token_id: Fills `input_ids` behind a sample; the mask hides it.
+        loaded: Samples; none makes a batch of one padding token, which teaches nothing.
+        text: Knows the visual tokens.
+        pad_token_id: Fills `input_ids` beside a sample; the mask hides it.
+        left: Pad on the left.
     """
-    rows = _lay_out([[item] for item in loaded], pad_token_id, max(len(item.sample.ids) for item in loaded))
+    longest = max((len(item.sample.ids) for item in loaded), default=1)
+    rows = _lay_out([[item] for item in loaded] or [[]], text, pad_token_id, longest, left)
     mask_BS = np.zeros_like(rows.input_ids_BS)
-    for row, used in enumerate(rows.used):
-        mask_BS[row, :used] = 1
+    for row, (start, end) in enumerate(rows.used):
+        mask_BS[row, start:end] = 1
     return _batch(rows, mask_BS, loaded)
 
 
-def collate_packed(packs: Sequence[Sequence[LoadedSample]], pad_token_id: int, length: int | None) -> Batch:
+def collate_packed(
+    packs: Sequence[Sequence[LoadedSample]], text: TextEncoder, pad_token_id: int, length: int | None
+) -> Batch:
     """Puts the samples of each pack behind one another in a row, without a mask.
 
     The text row of the position ids begins at 0 in each sample: from that, transformers keeps samples apart in every
@@ -35,14 +42,15 @@ def collate_packed(packs: Sequence[Sequence[LoadedSample]], pad_token_id: int, l
     end of a row counts as a sample of its own.
 
     Args:
-        packs: At least one pack of at least one sample; each becomes a row.
+        packs: At least one pack; each becomes a row.
+        text: Knows the visual tokens.
         pad_token_id: Fills rows.
         length: Tokens of a row; None: as many as the longest pack has.
     """
-    longest = max(sum(len(item.sample.ids) for item in pack) for pack in packs)
-    rows = _lay_out(packs, pad_token_id, longest if length is None else length)
-    for row, used in enumerate(rows.used):
-        rows.positions_4BS[0, row, used:] = np.arange(rows.input_ids_BS.shape[1] - used)
+    longest = max(1, *(sum(len(item.sample.ids) for item in pack) for pack in packs))
+    rows = _lay_out(packs, text, pad_token_id, longest if length is None else length, left=False)
+    for row, (_, end) in enumerate(rows.used):
+        rows.positions_4BS[0, row, end:] = np.arange(rows.input_ids_BS.shape[1] - end)
     return _batch(rows, None, [item for pack in packs for item in pack])
 
 
@@ -51,8 +59,8 @@ def collate_prompts(
     loaded: Sequence[LoadedSample],
     rows: Sequence[int],
     *,
+    text: TextEncoder,
     pad_token_id: int,
-    image_token_id: int,
 ) -> PromptBatch:
     """Pads prompts on the left, so that each answer begins at the same position.
 
@@ -60,8 +68,8 @@ def collate_prompts(
         prompts: At least one prompt.
         loaded: The prompts' samples, loaded, in the same order.
         rows: Index of each among the validation rows.
+        text: Knows the visual tokens.
         pad_token_id: Fills `input_ids` before a prompt.
-        image_token_id: Marks the image tokens.
     """
     length = max(len(prompt.sample.ids) for prompt in prompts)
     input_ids_BS = np.full((len(prompts), length), pad_token_id, dtype=np.int64)
@@ -69,13 +77,17 @@ def collate_prompts(
     for row, prompt in enumerate(prompts):
         input_ids_BS[row, length - len(prompt.sample.ids) :] = prompt.sample.ids
         mask_BS[row, length - len(prompt.sample.ids) :] = 1
-    pixel_values, image_grid_thw = _images(loaded)
+    kinds_BS = (input_ids_BS == text.image_token_id) + 2 * (input_ids_BS == text.video_token_id)
+    pixel_values, image_grid_thw = _by_kind(loaded, videos=False)
+    pixel_values_videos, video_grid_thw = _by_kind(loaded, videos=True)
     return PromptBatch(
         input_ids=torch.from_numpy(input_ids_BS),
         attention_mask=torch.from_numpy(mask_BS),
-        mm_token_type_ids=torch.from_numpy((input_ids_BS == image_token_id).astype(np.int64)),
+        mm_token_type_ids=torch.from_numpy(kinds_BS.astype(np.int64)),
         pixel_values=pixel_values,
         image_grid_thw=image_grid_thw,
+        pixel_values_videos=pixel_values_videos,
+        video_grid_thw=video_grid_thw,
         references=[prompt.reference for prompt in prompts],
         prompts=[prompt.text for prompt in prompts],
         origins=[prompt.sample.origin for prompt in prompts],
@@ -83,12 +95,18 @@ def collate_prompts(
     )
 
 
-def _images(loaded: Sequence[LoadedSample]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    pixels = [item.pixel_values for item in loaded if item.pixel_values is not None]
-    if not pixels:
-        return None, None
-    grids_N3 = np.concatenate([item.sample.grids for item in loaded]).astype(np.int64)
-    return torch.cat(pixels), torch.from_numpy(grids_N3)
+def _by_kind(loaded: Sequence[LoadedSample], videos: bool) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Returns pixels and grids of the images, or of the videos, of all samples: `generate` takes them apart."""
+    pixels, grids = [], []
+    for item in loaded:
+        if item.pixel_values is None:
+            continue
+        sizes = item.sample.grids.prod(axis=1).tolist()
+        for ref, grid, part in zip(item.sample.media, item.sample.grids, item.pixel_values.split(sizes), strict=True):
+            if isinstance(ref, VideoRef) == videos:
+                pixels.append(part)
+                grids.append(grid.astype(np.int64))
+    return (torch.cat(pixels), torch.from_numpy(np.stack(grids))) if pixels else (None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,45 +115,73 @@ class _Rows:
 
     input_ids_BS: np.ndarray
     positions_4BS: np.ndarray
-    predictors: list[np.ndarray]
+    predictors: list[np.ndarray] = field(default_factory=list)
     """Flat indices of the positions that predict each supervised run."""
-    targets: list[np.ndarray]
-    used: list[int]
-    """Tokens of each row that are no padding."""
+    targets: list[np.ndarray] = field(default_factory=list)
+    weights: list[np.ndarray] = field(default_factory=list)
+    visual: list[np.ndarray] = field(default_factory=list)
+    """Flat indices of each sample's visual tokens."""
+    starts: list[int] = field(default_factory=list)
+    """Flat index at which each sample, and each run of padding, begins."""
+    used: list[tuple[int, int]] = field(default_factory=list)
+    """Range of each row that is no padding."""
 
 
-def _lay_out(packs: Sequence[Sequence[LoadedSample]], pad_token_id: int, length: int) -> _Rows:
+def _lay_out(
+    packs: Sequence[Sequence[LoadedSample]], text: TextEncoder, pad_token_id: int, length: int, left: bool
+) -> _Rows:
     ids_BS = np.full((len(packs), length), pad_token_id, dtype=np.int64)
-    rows = _Rows(ids_BS, np.zeros((4, *ids_BS.shape), dtype=np.int64), predictors=[], targets=[], used=[])
+    rows = _Rows(ids_BS, np.zeros((4, *ids_BS.shape), dtype=np.int64))
     for row, pack in enumerate(packs):
-        offset = 0
+        total = sum(len(item.sample.ids) for item in pack)
+        first = offset = length - total if left else 0
+        if first:
+            rows.starts.append(row * length)
         for item in pack:
-            ids = item.sample.ids
-            rows.input_ids_BS[row, offset : offset + len(ids)] = ids
-            rows.positions_4BS[:, row, offset : offset + len(ids)] = item.position_ids
-            for start, end in item.sample.spans.tolist():
-                rows.predictors.append(np.arange(start, end) - 1 + offset + row * length)
-                rows.targets.append(ids[start:end])
-            offset += len(ids)
-        rows.used.append(offset)
+            sample = item.sample
+            end = offset + len(sample.ids)
+            flat = row * length + offset
+            rows.input_ids_BS[row, offset:end] = sample.ids
+            rows.positions_4BS[:, row, offset:end] = item.position_ids
+            rows.starts.append(flat)
+            if sample.num_visual:
+                rows.visual.append(np.flatnonzero(text.is_visual(sample.ids)) + flat)
+            for (begin, stop), weight in zip(sample.spans.tolist(), sample.weights.tolist(), strict=True):
+                rows.predictors.append(np.arange(begin, stop) - 1 + flat)
+                rows.targets.append(sample.ids[begin:stop])
+                rows.weights.append(np.full(stop - begin, weight, dtype=np.float32))
+            offset = end
+        if offset < length:
+            rows.starts.append(row * length + offset)
+        rows.used.append((first, offset))
     return rows
 
 
 def _batch(rows: _Rows, mask_BS: np.ndarray | None, loaded: Sequence[LoadedSample]) -> Batch:
     samples = [item.sample for item in loaded]
-    pixel_values, image_grid_thw = _images(loaded)
+    pixels = [item.pixel_values for item in loaded if item.pixel_values is not None]
+    grids_N3 = [sample.grids for sample in samples if len(sample.grids)]
+    weights_K = _joined(rows.weights, np.float32)
+    cu_seqlens = np.array([*rows.starts, rows.input_ids_BS.size], dtype=np.int32)
     return Batch(
         input_ids=torch.from_numpy(rows.input_ids_BS),
         attention_mask=None if mask_BS is None else torch.from_numpy(mask_BS),
         position_ids=torch.from_numpy(rows.positions_4BS),
-        pixel_values=pixel_values,
-        image_grid_thw=image_grid_thw,
-        target_index=torch.from_numpy(np.concatenate(rows.predictors)),
-        targets=torch.from_numpy(np.concatenate(rows.targets).astype(np.int64)),
-        loss_weights=None,
+        cu_seqlens=torch.from_numpy(cu_seqlens),
+        pixel_values=torch.cat(pixels) if pixels else None,
+        grid_thw=torch.from_numpy(np.concatenate(grids_N3).astype(np.int64)) if grids_N3 else None,
+        visual_index=torch.from_numpy(_joined(rows.visual, np.int64)),
+        target_index=torch.from_numpy(_joined(rows.predictors, np.int64)),
+        targets=torch.from_numpy(_joined(rows.targets, np.int64)),
+        loss_weights=None if (weights_K == 1).all() else torch.from_numpy(weights_K),
+        max_seqlen=int(np.diff(cu_seqlens).max()),
         num_samples=len(samples),
         num_tokens=sum(len(sample.ids) for sample in samples),
         num_supervised=sum(sample.num_supervised for sample in samples),
         num_visual=sum(sample.num_visual for sample in samples),
         origins=[sample.origin for sample in samples],
     )
+
+
+def _joined(parts: list[np.ndarray], dtype: type) -> np.ndarray:
+    return np.concatenate(parts).astype(dtype) if parts else np.empty(0, dtype=dtype)

@@ -1,18 +1,29 @@
-"""Encodes all rows up front and hands out training, validation and prompt batches."""
+"""Knows all rows before training and hands out training, validation and prompt batches."""
 
+import hashlib
 import logging
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import lightning as L
+import numpy as np
+import torch
 
+from harness.data.account import Account
 from harness.data.batch import Batch, PromptBatch
-from harness.data.config import GenerationConfig
-from harness.data.encoding import OVER_MAX_LENGTH, Dropped, EncodedSample, Encoder, PromptSample
-from harness.data.loader import MakeBatch, MakePrompts, StepLoader, load
-from harness.data.packing import Packing, best_fit, efficiency
-from harness.data.row import Row, Sources
+from harness.data.config import DataConfig, OnError
+from harness.data.index.build import build
+from harness.data.index.samples import SampleIndex, index
+from harness.data.layout import PADDED, training_layout
+from harness.data.loader import MakeBatch, MakePrompts, Planned, StepLoader, load
+from harness.data.order import micro_batches
+from harness.data.packing import Units, best_fit, efficiency, singles, token_batches
+from harness.data.row import Rows, RowStream, Sources
+from harness.data.row_error import RowError
+from harness.data.stream_plan import StreamPlan
+from harness.data.template.encoder import Encoder, PromptSample
 from harness.errors import UserError, reject
 
 log = logging.getLogger(__name__)
@@ -25,33 +36,25 @@ class DataModule(L.LightningDataModule):
         self,
         sources: Sources,
         encoder: Encoder,
+        config: DataConfig,
         *,
         seed: int,
         batch_size: int,
         accumulate: int,
         val_batch_size: int,
-        workers: int,
-        shuffle: bool,
-        generation: GenerationConfig,
-        pack_length: int | None = None,
-        padding_free: bool = False,
-        one_row: bool = False,
+        key: str,
     ) -> None:
         """Keeps its arguments; `prepare` does the work.
 
         Args:
             sources: What the data set's builder returned.
             encoder: With the checkpoint's tokenizer and image processor.
+            config: Settings of the data group.
             seed: The run's; orders the training rows.
-            batch_size: Samples of a micro-batch on one rank.
+            batch_size: Units (samples or packs) of a micro-batch on one rank.
             accumulate: Micro-batches of an optimiser step.
             val_batch_size: Samples of a validation batch on one rank, at most.
-            workers: Processes that decode images, on each rank.
-            shuffle: New order of the training rows each epoch.
-            generation: Which prompts `prompt_batches` gives.
-            pack_length: Tokens of a pack of training samples; None: no packing.
-            padding_free: Join the training samples of a micro-batch into one row.
-            one_row: Join the packs of a micro-batch into one row, as flash-attention kernels need it.
+            key: Hash of what token ids depend on besides the rows.
         """
         super().__init__()
         self.start_step = 0
@@ -59,134 +62,189 @@ class DataModule(L.LightningDataModule):
         self.total_steps = 0
         """Optimiser steps of the whole run."""
         self.fingerprint = sources.fingerprint
-        self.train_samples: list[EncodedSample] = []
-        self.val_samples: list[EncodedSample] = []
+        """Hash of the rows and, once prepared, of the sizes of the media files that they name."""
+        self.accounts: dict[str, Account] = {}
+        """What became of the rows of each split."""
+        self.train_samples: SampleIndex | None = None
+        """None of a stream."""
+        self.val_samples: SampleIndex | None = None
         self.prompts: list[PromptSample] = []
         self._sources = sources
         self._encoder = encoder
+        self._config = config
+        self._skip = config.on_error is OnError.skip
         self._seed = seed
         self._batch_size = batch_size
         self._accumulate = accumulate
         self._val_batch_size = val_batch_size
-        self._workers = workers
-        self._shuffle = shuffle
-        self._generation = generation
+        self._key = key
+        self._units: Units | None = None
         self._loader: StepLoader | None = None
-        self._pack_length = pack_length
-        self._padding_free = padding_free
-        self._one_row = one_row
-        self._packing: Packing | None = None
 
     def prepare(self) -> None:
-        """Encodes every row from its text and image headers, so that a bad one ends the run before it begins.
+        """Looks at every row's text and at its image headers, so that a bad one ends the run before it begins.
 
         Raises:
             UserError: A row can not be used, or none is left.
         """
-        if self.train_samples:
+        if self.accounts:
             return
-        if self._generation.enabled and not self._sources.val:
+        config, sources = self._config, self._sources
+        if config.generation.enabled and not len(sources.val):
             raise reject("data.generation.enabled", "true", "there are no validation rows to answer")
-        self.train_samples, _ = _encode("train", self._sources.train, self._encoder)
-        self._packing = self._plan_packing()
-        if self._sources.val:
-            self.val_samples, kept = _encode("val", self._sources.val, self._encoder)
-            if self._generation.enabled:
-                self.prompts = [self._encoder.encode_prompt(row) for row in kept[: self._generation.max_samples]]
+        if isinstance(sources.train, RowStream):
+            self.accounts["train"] = Account(0)
+        else:
+            self.train_samples = self._index("train", sources.train)
+            self._units = self._plan(self.train_samples)
+        if len(sources.val):
+            self.val_samples = self._index("val", sources.val)
+            if config.generation.enabled:
+                self.prompts = self._prompts(self.val_samples)
+
+    @property
+    def shows_something(self) -> bool:
+        """Whether some training row has an image or video; a stream may."""
+        return self.train_samples is None or self.accounts["train"].visual_tokens > 0
 
     def steps_per_epoch(self, world_size: int) -> int:
-        """Optimiser steps in which every training row is seen once or more; call `prepare` before."""
-        units = len(self._packing.packs) if self._packing else len(self.train_samples)
-        return -(-units // (self._batch_size * self._accumulate * world_size))
+        """Optimiser steps in which every training row is seen once or more; of a stream, all steps of the run."""
+        if self._units is None:
+            return self.total_steps
+        return -(-len(self._units) // (self._batch_size * self._accumulate * world_size))
 
     def train_dataloader(self) -> StepLoader:
         """Returns this rank's batches from `start_step` to `total_steps`."""
         assert self.trainer is not None, "the trainer asks for the loader"
+        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        start = self.start_step * self._accumulate
+        if self.train_samples is None:
+            plan: Iterator[Planned] = self._stream().micro_batches(rank, world_size, start)
+        else:
+            plan = self._planned(rank, world_size, start)
         self._loader = StepLoader(
-            self.train_samples,
-            self._encoder,
-            seed=self._seed,
-            batch_size=self._batch_size,
+            MakeBatch(self.train_samples, self._encoder, training_layout(self._config), self._skip),
+            plan,
             accumulate=self._accumulate,
-            world_size=self.trainer.world_size,
-            rank=self.trainer.global_rank,
-            shuffle=self._shuffle,
-            workers=self._workers,
-            start=self.start_step * self._accumulate,
             num_batches=(self.total_steps - self.start_step) * self._accumulate,
-            packing=self._packing,
+            workers=self._config.workers,
+            on_skipped=self._leave_out("train"),
         )
         return self._loader
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Copies without waiting: batches come from page-locked memory, and a GPU works through them in order."""
+        return batch.to(device, non_blocking=True)
+
+    def gather_left_out(self) -> None:
+        """Counts on every rank what any rank had to leave out; all ranks call it together."""
+        mine = {split: account.left_out for split, account in self.accounts.items()}
+        everyone: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(everyone, mine)
+        for theirs in everyone:
+            for split, skipped in theirs.items():
+                self.accounts[split].leave_out(skipped)
 
     def take_wait_seconds(self) -> float:
         """Returns the seconds that training stood waiting for workers since the last call."""
         return self._loader.take_wait_seconds() if self._loader is not None else 0.0
-
-    def _plan_packing(self) -> Packing | None:
-        lengths = [len(sample.ids) for sample in self.train_samples]
-        if self._padding_free:
-            return Packing(tuple((row,) for row in range(len(lengths))), None, one_row=True)
-        if self._pack_length is None:
-            return None
-        packs = best_fit(lengths, self._pack_length, self._seed)
-        share = efficiency(packs, lengths, self._pack_length)
-        log.info("packing: %s packs of %s tokens, %.1f %% filled", f"{len(packs):,}", self._pack_length, 100 * share)
-        return Packing(packs, self._pack_length, self._one_row)
 
     def val_batches(self, rank: int, world_size: int) -> Iterator[Batch]:
         """Yields this rank's share of all validation rows, longest first, each row on one rank only.
 
         Ranks get equally many batches unless there are too few rows for that, when the last ranks get one batch less.
         """
-        plan = _plan(self.val_samples, self._val_batch_size, rank, world_size)
-        return load(MakeBatch(self.val_samples, self._encoder), plan, self._workers)
+        assert self.val_samples is not None
+        plan = _plan(self.val_samples.lengths, self._val_batch_size, rank, world_size)
+        make = MakeBatch(self.val_samples, self._encoder, PADDED, self._skip)
+        leave_out = self._leave_out("val")
+        for batch in load(make, ([rows] for rows in plan), self._config.workers):
+            leave_out(batch.skipped)
+            yield batch
 
     def prompt_batches(self, rank: int, world_size: int) -> Iterator[PromptBatch]:
         """Yields this rank's share of the prompts, longest first; none unless generation is enabled."""
-        plan = _plan([prompt.sample for prompt in self.prompts], self._val_batch_size, rank, world_size)
-        return load(MakePrompts(self.prompts, self._encoder), plan, self._workers)
+        lengths = np.array([len(prompt.sample.ids) for prompt in self.prompts], dtype=np.int64)
+        plan = _plan(lengths, self._val_batch_size, rank, world_size)
+        made = load(MakePrompts(self.prompts, self._encoder, self._skip), plan, self._config.workers)
+        yield from (batch for batch in made if batch is not None)
+
+    def _index(self, split: str, rows: Rows) -> SampleIndex:
+        account = self.accounts[split] = Account(len(rows))
+        cache = None if self._config.cache_dir is None else Path(self._config.cache_dir) / "rows"
+        workers, stop = self._config.index_workers, not self._skip
+        found = build(rows, self._encoder.text, what=split, key=self._key, cache=cache, workers=workers, stop=stop)
+        sizes = np.ascontiguousarray(found.arrays.stamps[:, 0]).tobytes()
+        self.fingerprint = hashlib.sha256(self.fingerprint.encode() + sizes).hexdigest()
+        samples = index(rows, found, self._encoder, account)
+        log.info("%s: %s", split, account.text())
+        if not len(samples):
+            left = ", ".join(filter(None, (account.skipped.text(), account.dropped.text())))
+            raise UserError(f"no {split} row is left of {len(rows):,}: {left or 'there are none'}")
+        return samples
+
+    def _plan(self, samples: SampleIndex) -> Units:
+        capacity, budget = self._config.pack_length(), self._config.max_tokens_per_batch
+        if capacity is not None:
+            units = best_fit(samples.lengths, capacity, self._seed)
+            share = 100 * efficiency(units, samples.lengths, capacity)
+            log.info("packing: %s packs of %s tokens, %.1f %% filled", f"{len(units):,}", f"{capacity:,}", share)
+            return units
+        if budget is not None:
+            return token_batches(samples.lengths, budget, not self._config.padding_free, self._seed)
+        return singles(len(samples))
+
+    def _planned(self, rank: int, world_size: int, start: int) -> Iterator[Planned]:
+        assert self._units is not None and self.train_samples is not None
+        units, samples = self._units, self.train_samples
+        supervised, tokens, visual = map(units.sums, (samples.supervised, samples.lengths, samples.visual))
+        several = world_size > 1
+        # Packs are equally long: on several ranks those of like images meet in a step, so that no rank waits.
+        alike = tokens if self._config.group_by_length else visual if several and self._config.packing else None
+        order = micro_batches(
+            self._seed,
+            len(units),
+            self._batch_size,
+            world_size,
+            rank,
+            self._config.shuffle,
+            start,
+            lengths=alike,
+            visual=visual if several else None,
+            tokens=tokens if several else None,
+        )
+        for numbers in order:
+            yield Planned([units[number] for number in numbers], int(supervised[numbers].sum()))
+
+    def _stream(self) -> StreamPlan:
+        stream = self._sources.train
+        assert isinstance(stream, RowStream)
+        account = self.accounts["train"] = Account(0)
+        return StreamPlan(stream, self._encoder, self._config, self._skip, self._seed, self._batch_size, account)
+
+    def _prompts(self, samples: SampleIndex) -> list[PromptSample]:
+        prompts: list[PromptSample] = []
+        for number in dict.fromkeys(samples.row.tolist()):
+            if len(prompts) == self._config.generation.max_samples:
+                break
+            try:
+                prompts.append(self._encoder.encode_prompt(samples.rows[number]))
+            except RowError:
+                if not self._skip:
+                    raise
+        return prompts
+
+    def _leave_out(self, split: str) -> Callable[[Sequence[tuple[str, str, str]]], None]:
+        def tell(skipped: Sequence[tuple[str, str, str]]) -> None:
+            for message in self.accounts[split].leave_out(skipped):
+                log.warning("%s: skipped %s", split, message)
+
+        return tell
 
 
-def _encode(split: str, rows: Sequence[Row], encoder: Encoder) -> tuple[list[EncodedSample], list[Row]]:
-    """Returns the samples and the rows they came from; logs one line on what they hold."""
-    samples, kept, dropped = [], [], []
-    for row in rows:
-        encoded = encoder.encode(row)
-        if isinstance(encoded, Dropped):
-            dropped.append(encoded)
-        else:
-            samples.append(encoded)
-            kept.append(row)
-    log.info("%s: %s", split, _summary(samples, dropped))
-    if not samples:
-        raise UserError(f"no {split} row is left of {len(rows)}: {_dropped(dropped)}; raise data.max_length")
-    return samples, kept
-
-
-def _summary(samples: Sequence[EncodedSample], dropped: Sequence[Dropped]) -> str:
-    truncated = sum(sample.truncated for sample in samples)
-    parts = [
-        f"{len(samples):,} rows",
-        _dropped(dropped),
-        *([f"{truncated:,} truncated"] if truncated else []),
-        f"{sum(len(sample.ids) for sample in samples):,} tokens",
-        f"{sum(sample.num_visual for sample in samples):,} visual",
-        f"{sum(sample.num_supervised for sample in samples):,} supervised",
-    ]
-    return ", ".join(parts)
-
-
-def _dropped(dropped: Sequence[Dropped]) -> str:
-    if not dropped:
-        return f"0 dropped ({OVER_MAX_LENGTH})"
-    reasons = Counter(item.reason for item in dropped)
-    named = ", ".join(f"{count:,} {reason}" if len(reasons) > 1 else reason for reason, count in reasons.items())
-    return f"{len(dropped):,} dropped ({named}; first: {dropped[0].origin})"
-
-
-def _plan(samples: Sequence[EncodedSample], batch_size: int, rank: int, world_size: int) -> list[list[int]]:
+def _plan(lengths: np.ndarray, batch_size: int, rank: int, world_size: int) -> list[list[int]]:
     """Deals rows, longest first, into batches of nearly equal numbers of rows, equally many for each rank."""
-    order = sorted(range(len(samples)), key=lambda row: (-len(samples[row].ids), row))
+    order = np.argsort(-lengths, kind="stable").tolist()
     rounds = -(-len(order) // (batch_size * world_size))
     num_batches = min(rounds * world_size, len(order))
     bounds = [len(order) * i // num_batches for i in range(num_batches + 1)] if order else []

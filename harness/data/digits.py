@@ -45,7 +45,7 @@ def build(config: DigitsConfig) -> "Sources":
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    from harness.data.row import Sources
+    from harness.data.row import ListRows, Sources
 
     data = load_digits()
     train, val = train_test_split(np.arange(len(data.target)), test_size=NUM_VAL, random_state=0, stratify=data.target)
@@ -54,7 +54,8 @@ def build(config: DigitsConfig) -> "Sources":
     for part in (data.images, data.target, train, val):
         content.update(np.ascontiguousarray(part, dtype="<i8").tobytes())
     rows = [[_row(data.images[i], int(data.target[i]), int(i)) for i in split] for split in (train, val)]
-    return Sources(train=rows[0], val=rows[1], fingerprint=content.hexdigest())
+    digest = content.hexdigest()
+    return Sources(train=ListRows(rows[0], digest), val=ListRows(rows[1], f"{digest} val"), fingerprint=digest)
 
 
 def _row(ink: "np.ndarray", digit: int, index: int) -> "Row":
@@ -62,11 +63,11 @@ def _row(ink: "np.ndarray", digit: int, index: int) -> "Row":
     import numpy as np
     from PIL import Image
 
-    from harness.data.image import ImageRef
-    from harness.data.row import Message, Row
+    from harness.data.media.image import ImageRef
+    from harness.data.row import Media, Message, Row
 
     origin = f"digits:{index}"
     grey = Image.fromarray(np.rint(255 - ink * 255 / 16).astype(np.uint8))
     picture = grey.resize((_PIXELS, _PIXELS), Image.Resampling.BICUBIC).convert("RGB")
-    messages = (Message("user", (None, QUESTION)), Message("assistant", (str(digit),)))
-    return Row(messages, (ImageRef(picture, origin),), origin)
+    messages = (Message("user", (Media.image, QUESTION)), Message("assistant", (str(digit),)))
+    return Row(messages=messages, images=(ImageRef(picture, origin),), origin=origin)

@@ -5,64 +5,82 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, tee
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from harness.data.batch import Batch, PromptBatch
-from harness.data.collator import collate, collate_packed, collate_prompts
-from harness.data.encoding import EncodedSample, Encoder, PromptSample
-from harness.data.order import micro_batches
-from harness.data.packing import Packing
+from harness.data.collator import collate_prompts
+from harness.data.index.samples import Samples
+from harness.data.layout import Layout
+from harness.data.row_error import RowError
+from harness.data.template.encoder import EncodedSample, Encoder, LoadedSample, PromptSample
 from harness.errors import UserError
 
 T = TypeVar("T")
 
+Units = Sequence[Any]
+"""A micro-batch before it is made: units of sample numbers, or of samples."""
+
 
 @dataclass(frozen=True, slots=True)
 class MakeBatch:
-    """Makes the training or validation batch of some rows."""
+    """Makes the training or validation batch of some units."""
 
-    samples: Sequence[EncodedSample]
+    samples: Samples | None
+    """What numbers stand for; None where the units hold the samples themselves."""
     encoder: Encoder
+    layout: Layout
+    skip: bool
+    """Leave out a sample whose media can not be decoded, instead of ending the run."""
 
-    def __call__(self, rows: list[int]) -> Batch:
-        """Decodes the rows' images and joins the samples."""
-        return collate([self.encoder.load(self.samples[row]) for row in rows], self.encoder.pad_token_id)
+    def __call__(self, units: Units) -> Batch:
+        """Decodes what the samples show and lays them out.
 
-
-@dataclass(frozen=True, slots=True)
-class MakePacked:
-    """Makes the training batch of some packs."""
-
-    samples: Sequence[EncodedSample]
-    encoder: Encoder
-    packing: Packing
-
-    def __call__(self, numbers: list[int]) -> Batch:
-        """Decodes the images of the packs' samples and joins them."""
-        packs = [[self.encoder.load(self.samples[row]) for row in self.packing.packs[number]] for number in numbers]
-        if not self.packing.one_row:
-            return collate_packed(packs, self.encoder.pad_token_id, self.packing.length)
-        length = None if self.packing.length is None else self.packing.length * len(packs)
-        joined = [item for pack in packs for item in pack]
-        return collate_packed([joined], self.encoder.pad_token_id, length)
+        Raises:
+            RowError: A sample can not be loaded, without `skip`.
+        """
+        skipped: list[tuple[str, str, str]] = []
+        packs: list[list[LoadedSample]] = []
+        for unit in units:
+            packs.append([])
+            for item in unit:
+                try:
+                    sample: EncodedSample = item if self.samples is None else self.samples[int(item)]
+                    packs[-1].append(self.encoder.load(sample))
+                except RowError as error:
+                    if not self.skip:
+                        raise
+                    skipped.append((error.origin, error.reason, error.detail))
+        batch = self.layout.collate(packs, self.encoder)
+        batch.skipped = skipped
+        return batch
 
 
 @dataclass(frozen=True, slots=True)
 class MakePrompts:
-    """Makes the batch of prompts of some rows."""
+    """Makes the batch of prompts of some rows; None where no row of them can be loaded."""
 
     prompts: Sequence[PromptSample]
     encoder: Encoder
+    skip: bool
 
-    def __call__(self, rows: list[int]) -> PromptBatch:
-        """Decodes the rows' images and joins the prompts."""
-        chosen = [self.prompts[row] for row in rows]
-        loaded = [self.encoder.load(prompt.sample) for prompt in chosen]
-        pad, image = self.encoder.pad_token_id, self.encoder.image_token_id
-        return collate_prompts(chosen, loaded, rows, pad_token_id=pad, image_token_id=image)
+    def __call__(self, rows: list[int]) -> PromptBatch | None:
+        """Decodes what the prompts show and joins them."""
+        loaded: dict[int, LoadedSample] = {}
+        for row in rows:
+            try:
+                loaded[row] = self.encoder.load(self.prompts[row].sample)
+            except RowError:
+                # The row's validation batch counts and names it.
+                if not self.skip:
+                    raise
+        if not loaded:
+            return None
+        chosen = [self.prompts[row] for row in loaded]
+        text, pad_token_id = self.encoder.text, self.encoder.pad_token_id
+        return collate_prompts(chosen, list(loaded.values()), list(loaded), text=text, pad_token_id=pad_token_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,24 +91,24 @@ class _Failure:
 
 
 class _Batches(Dataset, Generic[T]):
-    """A data set whose items are whole batches, asked for by lists of rows."""
+    """A data set whose items are whole batches, asked for by what they are to hold."""
 
-    def __init__(self, make: Callable[[list[int]], T]) -> None:
+    def __init__(self, make: Callable[[Any], T]) -> None:
         self._make = make
 
-    def __getitem__(self, rows: list[int]) -> T | _Failure:
+    def __getitem__(self, asked: Any) -> T | _Failure:
         try:
-            return self._make(rows)
+            return self._make(asked)
         except UserError as error:
             return _Failure(str(error))
 
 
-def load(make: Callable[[list[int]], T], plan: Iterable[list[int]], workers: int) -> Iterator[T]:
-    """Yields the batch of each list of rows, in order, made ahead in worker processes.
+def load(make: Callable[[Any], T], plan: Iterable[Any], workers: int) -> Iterator[T]:
+    """Yields the batch of each entry of a plan, in order, made ahead in worker processes.
 
     Args:
         make: Makes one batch; runs in a worker, on CPU tensors.
-        plan: Rows of each batch; may be endless.
+        plan: What each batch is to hold; may be endless.
         workers: Processes; 0 makes each batch when it is asked for.
 
     Raises:
@@ -98,7 +116,7 @@ def load(make: Callable[[list[int]], T], plan: Iterable[list[int]], workers: int
     """
     loader = DataLoader(
         _Batches(make),
-        sampler=plan,
+        sampler=plan,  # type: ignore[arg-type]  # any iterable will do without a length
         batch_size=None,
         collate_fn=_identity,
         num_workers=workers,
@@ -124,67 +142,64 @@ def _identity(batch: T) -> T:
     return batch
 
 
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A micro-batch of the plan."""
+
+    units: Units
+    num_supervised: int
+    """Supervised tokens in it, if none of it has to be left out."""
+
+
 class StepLoader:
-    """The training batches of one rank, from a given micro-batch on; has no length."""
+    """The training batches of one rank; has no length."""
 
     def __init__(
         self,
-        samples: Sequence[EncodedSample],
-        encoder: Encoder,
+        make: MakeBatch,
+        plan: Iterable[Planned],
         *,
-        seed: int,
-        batch_size: int,
         accumulate: int,
-        world_size: int,
-        rank: int,
-        shuffle: bool,
-        workers: int,
-        start: int,
         num_batches: int,
-        packing: Packing | None = None,
+        workers: int,
+        on_skipped: Callable[[list[tuple[str, str, str]]], None],
     ) -> None:
-        """Takes what `order.micro_batches` takes.
+        """Keeps its arguments.
 
         Args:
-            samples: Rows of an epoch.
-            encoder: Decodes their images.
-            seed: The run's.
-            batch_size: Samples of a micro-batch on one rank.
+            make: Makes a batch; runs in the workers.
+            plan: Micro-batches from the first one wanted on.
             accumulate: Micro-batches of an optimiser step.
-            world_size: Ranks that share the data.
-            rank: Which of them this is.
-            shuffle: New order each epoch.
-            workers: Processes that decode.
-            start: Micro-batches already consumed, a multiple of `accumulate`.
             num_batches: Micro-batches to yield.
-            packing: Packs take the place of samples in the order; None pads each sample.
+            workers: Processes that decode.
+            on_skipped: Told of the samples that a batch leaves out.
         """
-        assert start % accumulate == 0, "a run resumes between optimiser steps"
-        self._make: Callable[[list[int]], Batch]
-        if packing is None:
-            self._make = MakeBatch(samples, encoder)
-            self._supervised = [sample.num_supervised for sample in samples]
-        else:
-            self._make = MakePacked(samples, encoder, packing)
-            self._supervised = [sum(samples[row].num_supervised for row in pack) for pack in packing.packs]
-        self._order = (seed, len(self._supervised), batch_size, world_size, rank, shuffle, start)
+        self._make = make
+        self._plan = plan
         self._accumulate = accumulate
-        self._workers = workers
         self._num_batches = num_batches
+        self._workers = workers
+        self._on_skipped = on_skipped
         self._wait_seconds = 0.0
 
     def __iter__(self) -> Iterator[Batch]:
         """Yields batches with `step_supervised` set.
 
         The plan knows each sample's supervised tokens, so the step's sum needs no look at the batches ahead: workers
-        stay at most a few batches ahead, whatever the accumulation.
+        stay at most a few batches ahead, whatever the accumulation. Where samples may be left out, the batches of a
+        step are gathered first, and what was left out does not count.
         """
-        plan, counted = tee(islice(micro_batches(*self._order), self._num_batches))
-        batches = load(self._make, plan, self._workers)
+        plan, counted = tee(islice(self._plan, self._num_batches))
+        batches = load(self._make, (planned.units for planned in plan), self._workers)
         while step := list(islice(counted, self._accumulate)):
-            total = sum(self._supervised[unit] for units in step for unit in units)
-            for _ in step:
-                batch = self._next(batches)
+            if self._make.skip:
+                gathered = [self._next(batches) for _ in step]
+                made: Iterable[Batch] = gathered
+                total = sum(batch.num_supervised for batch in gathered)
+            else:
+                made = (self._next(batches) for _ in step)
+                total = sum(planned.num_supervised for planned in step)
+            for batch in made:
                 batch.step_supervised = total
                 yield batch
 
@@ -197,4 +212,6 @@ class StepLoader:
         begun = time.perf_counter()
         batch = next(batches)
         self._wait_seconds += time.perf_counter() - begun
+        if batch.skipped:
+            self._on_skipped(batch.skipped)
         return batch

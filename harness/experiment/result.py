@@ -18,7 +18,13 @@ from harness.trainer.meter import Meter
 
 
 def write_success(
-    folder: RunFolder, config: RunConfig, model: nn.Module, meter: Meter, progression: Progression, started: float
+    folder: RunFolder,
+    config: RunConfig,
+    model: nn.Module,
+    meter: Meter,
+    progression: Progression,
+    accounts: dict[str, Any],
+    started: float,
 ) -> dict[str, Any]:
     """Writes and returns the summary of a completed run.
 
@@ -28,6 +34,7 @@ def write_success(
         model: The trained model, for its parameter counts.
         meter: Counts of this process and, from its checkpoint, of the attempts before it.
         progression: Metrics gathered on the way.
+        accounts: What became of the rows of each split.
         started: `time.time()` at the start of the process.
     """
     steady = meter.steady if meter.steady.steps else meter.total
@@ -37,6 +44,7 @@ def write_success(
         "tokens": meter.total.tokens * world_size,
         "train_loss": progression.train_loss,
         "val": progression.val,
+        "data": accounts,
         "baseline": progression.baseline,
         "best": asdict(progression.best),
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),

@@ -9,9 +9,8 @@ from typing import Any
 import lightning
 
 from harness.config import RunConfig, to_plain
+from harness.data.assemble import data_module
 from harness.data.datamodule import DataModule
-from harness.data.encoding import Encoder
-from harness.data.image_budget import set_budget
 from harness.errors import reject
 from harness.experiment.environment import environment
 from harness.experiment.folder import RunFolder, local_rank, write_json
@@ -31,7 +30,6 @@ from harness.logging.run_info import RunInfo
 from harness.logging.setup import setup_logging
 from harness.logging.tracker import finish
 from harness.memory.precision import checked_precision
-from harness.model.loading import pick_attention
 from harness.model.processor import Processor, load_processor
 from harness.registry import build
 from harness.trainer.callback import BetweenSteps
@@ -64,7 +62,8 @@ def train(folder: RunFolder, config: RunConfig, started: float) -> dict[str, Any
     lightning.seed_everything(config.seed, verbose=False)
     checkpointer = Checkpointer(folder.checkpoints, config.trainer.keep_checkpoints)
     processor = load_processor(config.model)
-    data = _data(config, processor)
+    data = data_module(config, processor)
+    data.prepare()
     data.start_step, data.total_steps = resume_step(config, checkpointer), _total_steps(config, data)
     if (summary := finished_summary(folder, data)) is not None:
         return summary
@@ -90,7 +89,8 @@ def train(folder: RunFolder, config: RunConfig, started: float) -> dict[str, Any
         load_best(module, checkpointer)
     processor.save(tuned.export(folder.path))
     plot_curves(folder.metrics, folder.path / "curves.png")
-    summary = write_success(folder, config, tuned.model, module.meter, progression, started)
+    accounts = {split: account.plain() for split, account in data.accounts.items()}
+    summary = write_success(folder, config, tuned.model, module.meter, progression, accounts, started)
     finish(recorder.loggers, 0, {"best": summary["best"]["value"], "tokens_per_s": summary["tokens_per_s"]})
     print_result(summary)
     return summary
@@ -99,36 +99,9 @@ def train(folder: RunFolder, config: RunConfig, started: float) -> dict[str, Any
 def _tuned(config: RunConfig, data: DataModule) -> Tuned:
     """Loads the base model and makes it trainable, after the policy and within what the data reaches."""
     tuned = build("tuner", config.tuner, build("model", config.model), build("freeze", config.freeze))
-    check_reachable(tuned.model, sum(sample.num_visual for sample in data.train_samples))
+    check_reachable(tuned.model, data.shows_something)
     build("memory", config.memory, tuned.base)
     return tuned
-
-
-def _data(config: RunConfig, processor: Processor) -> DataModule:
-    """Reads and encodes all rows; images are decoded later, in the loader's workers."""
-    set_budget(processor.image_processor, config.data.image)
-    encoder = Encoder(
-        processor.tokenizer,
-        processor.image_processor,
-        max_length=config.data.longest_sample(),
-        truncation=config.data.truncation,
-    )
-    data = DataModule(
-        build("data", config.data),
-        encoder,
-        seed=config.seed,
-        batch_size=config.trainer.batch_size,
-        accumulate=config.trainer.accumulate,
-        val_batch_size=config.trainer.val_batch_size,
-        workers=config.data.workers,
-        shuffle=config.data.shuffle,
-        generation=config.data.generation,
-        pack_length=config.data.pack_length(),
-        padding_free=config.data.padding_free,
-        one_row=pick_attention(config.model.attention).startswith("flash"),
-    )
-    data.prepare()
-    return data
 
 
 def _total_steps(config: RunConfig, data: DataModule) -> int:

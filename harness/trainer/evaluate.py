@@ -91,13 +91,15 @@ def generate(model: Any, tokenizer: PreTrainedTokenizerBase, batch: Any, max_new
         batch: A PromptBatch on the model's device.
         max_new_tokens: Limit per item.
     """
-    # generate encodes images wherever the argument is there, None as well.
+    # generate encodes images and videos wherever the argument is there, None as well.
     images = {"pixel_values": batch.pixel_values, "image_grid_thw": batch.image_grid_thw}
+    videos = {"pixel_values_videos": batch.pixel_values_videos, "video_grid_thw": batch.video_grid_thw}
     tokens_BS = model.generate(
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
         mm_token_type_ids=batch.mm_token_type_ids,
         **(images if batch.pixel_values is not None else {}),
+        **(videos if batch.pixel_values_videos is not None else {}),
         max_new_tokens=max_new_tokens,
         do_sample=False,
         # A checkpoint's sampling settings would only be warned of in greedy decoding.

@@ -35,19 +35,19 @@ class GradientCheck:
             )
 
 
-def check_reachable(model: nn.Module, num_visual: int) -> None:
+def check_reachable(model: nn.Module, shows_something: bool) -> None:
     """Refuses to train the ViT or the aligner on rows without images, where no step would ever look at them.
 
     Args:
         model: The model with its trainable parameters marked.
-        num_visual: Image tokens in all training rows.
+        shows_something: Whether a training row has an image or video.
 
     Raises:
         UserError: A vision component should train and no row reaches it.
     """
     training = {component_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
     blind = sorted(training - {Component.llm}, key=lambda component: component.value)
-    if blind and num_visual == 0:
+    if blind and not shows_something:
         raise UserError(
             f"{names(blind)}: should train, but no training row has an image; freeze it, freeze=vit_aligner"
         )

@@ -98,6 +98,12 @@ class TrainingModule(lightning.LightningModule):
         self._rng = checkpoint["rng"][self.global_rank]
         self.meter.total = Totals(**checkpoint["totals"])
 
+    def on_train_end(self) -> None:
+        """Lets the first rank count the rows that the others had to leave out."""
+        if self.trainer.world_size > 1:
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            data.gather_left_out()
+
     def on_fit_start(self) -> None:
         """Gives each rank dropout of its own: all were seeded alike, to build the same model."""
         if self.global_rank > 0:

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 import harness
-from harness.data.image import ImageRef
-from harness.data.row import Message, Row
+from harness.data.media.image import ImageRef
+from harness.data.row import Media, Message, Row
 
 CHECKPOINT = Path(harness.__file__).parent / "model" / "tiny_checkpoint"
 
@@ -50,13 +50,6 @@ def image_processor(_image_processor: Any) -> Any:
 
 
 @pytest.fixture
-def encoder(_tokenizer: Any, _image_processor: Any) -> Any:
-    from harness.data.encoding import Encoder
-
-    return Encoder(_tokenizer, _image_processor)
-
-
-@pytest.fixture
 def write_rows(tmp_path: Path) -> Callable[..., str]:
     """Writes rows, or lines as they stand, to a JSONL file and returns its path."""
 
@@ -84,8 +77,11 @@ def make_row(picture: Callable[..., Image.Image]) -> Callable[..., Row]:
     """Makes a row from (role, part, part, ...) turns; a (width, height) part is an image of that size."""
 
     def make(*turns: tuple, origin: str = "rows.jsonl:1") -> Row:
-        messages = [Message(role, tuple(p if isinstance(p, str) else None for p in parts)) for role, *parts in turns]
+        messages = [
+            Message(role, tuple(p if isinstance(p, str) else Media.image for p in parts)) for role, *parts in turns
+        ]
         sizes = [part for _, *parts in turns for part in parts if not isinstance(part, str)]
-        return Row(tuple(messages), tuple(ImageRef(picture(*size), origin) for size in sizes), origin)
+        images = tuple(ImageRef(picture(*size), origin) for size in sizes)
+        return Row(messages=tuple(messages), images=images, origin=origin)
 
     return make

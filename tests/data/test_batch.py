@@ -6,9 +6,9 @@ from harness.data.collator import collate, collate_prompts
 def test_to_moves_every_tensor_and_keeps_the_rest(encoder, make_row):
     row = make_row(("user", (64, 64), "Hi"), ("assistant", "Yes."))
     prompt = encoder.encode_prompt(row)
-    batch = collate([encoder.load(encoder.encode(row))], pad_token_id=0)
+    batch = collate([encoder.load(encoder.encode(row)[0])], encoder.text, 0)
     batch.step_supervised = 7
-    prompts = collate_prompts([prompt], [encoder.load(prompt.sample)], [0], pad_token_id=0, image_token_id=12)
+    prompts = collate_prompts([prompt], [encoder.load(prompt.sample)], [0], text=encoder.text, pad_token_id=0)
     for original in (batch, prompts):
         moved = original.to("meta")
         for name in type(original).__slots__:

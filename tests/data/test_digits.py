@@ -5,6 +5,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from harness.data.digits import QUESTION, DigitsConfig, build
+from harness.data.row import Media
 from harness.errors import UserError
 
 
@@ -29,7 +30,7 @@ def test_split_is_the_fixed_one_and_covers_every_digit_once(sources):
 def test_answer_is_the_label_of_the_scan(sources):
     labels = load_digits().target
     for row in sources.val:
-        assert row.messages[0].parts == (None, QUESTION)
+        assert row.messages[0].parts == (Media.image, QUESTION)
         assert row.messages[1].text == str(labels[int(row.origin.removeprefix("digits:"))])
 
 

@@ -68,7 +68,7 @@ def test_trains_from_a_saved_checkpoint_on_jpegs(run_jsonl, checkpoint, write):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"query": "hello"}, r"train\.jsonl:2: the row has no list of messages"),
+        ({"sentence": "hello"}, r"train\.jsonl:2: .*sentence"),
         ({"messages": [TEXT, ANSWER], "images": ["nothing.jpg"]}, r"train\.jsonl:2: .*nothing\.jpg"),
         ({"messages": [TEXT, ANSWER], "images": ["cut.jpg"]}, r"train\.jsonl:2: .*cut\.jpg"),
         ({"messages": [TEXT, TEXT | {"content": "<image><image>"}, ANSWER], "images": ["0.jpg"]}, r"train\.jsonl:2: "),

@@ -1,0 +1,55 @@
+"""How the samples of a micro-batch share the rows of its batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from harness.data.batch import Batch
+from harness.data.collator import collate, collate_packed
+from harness.data.config import DataConfig, PaddingSide
+from harness.data.template.encoder import Encoder, LoadedSample
+
+
+class Kind(Enum):
+    """What becomes a row."""
+
+    padded = "padded"
+    """Each sample, padded to the longest."""
+    packed = "packed"
+    """Each pack."""
+    joined = "joined"
+    """All samples together, in one row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The shape of training batches."""
+
+    kind: Kind
+    length: int | None = None
+    """Tokens to which packs are filled; None: as many as the longest has."""
+    left: bool = False
+    """Pad on the left."""
+
+    def collate(self, units: Sequence[Sequence[LoadedSample]], encoder: Encoder) -> Batch:
+        """Makes the batch of some units: packs, or lists of samples."""
+        everything = [item for unit in units for item in unit]
+        if self.kind is Kind.padded:
+            return collate(everything, encoder.text, encoder.pad_token_id, self.left)
+        packs = [everything] if self.kind is Kind.joined else units
+        return collate_packed(packs, encoder.text, encoder.pad_token_id, self.length)
+
+
+PADDED = Layout(Kind.padded)
+"""That of validation."""
+
+
+def training_layout(config: DataConfig) -> Layout:
+    """Returns the layout that the settings ask for."""
+    if config.packing:
+        return Layout(Kind.packed, config.pack_length() if config.packing_fill else None)
+    return (
+        Layout(Kind.joined)
+        if config.padding_free
+        else Layout(Kind.padded, left=config.padding_side is PaddingSide.left)
+    )
