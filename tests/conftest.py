@@ -38,7 +38,7 @@ def make_tuned(make_config):
     def make(*overrides: str):
         config = make_config(*overrides)
         loaded = registry.build("model", config.model)
-        return registry.build("tuner", config.tuner, loaded, registry.build("freeze", config.freeze))
+        return registry.build("tuner", config.tuner, loaded, registry.build("freeze", config.freeze, loaded.model))
 
     return make
 

@@ -14,6 +14,7 @@ from harness.errors import UserError, reject
 from harness.freeze.component import Component
 from harness.model.attention import check_available
 from harness.model.component import names
+from harness.model.loading import skeleton
 from harness.model.processor import Processor
 from harness.registry import build
 from harness.trainer.standard import pick_accelerator
@@ -96,7 +97,7 @@ def _without_validation(config: RunConfig, splits: list[Split]) -> list[str]:
 def _without_images(config: RunConfig, splits: list[Split]) -> list[str]:
     """Says what `check_reachable` will say once the model is there: parts that should train and see nothing."""
     train = next((split for split in splits if split.name == "train"), None)
-    blind = build("freeze", config.freeze) - {Component.llm}
+    blind = build("freeze", config.freeze, skeleton(config.model)).components() - {Component.llm}
     # Modules named one by one may all lie in the LLM; only the model could tell.
     everywhere = ALL_LINEAR in getattr(config.tuner, "target_modules", [ALL_LINEAR])
     if train is None or train.streamed or not blind or not everywhere or train.account.visual_tokens:

@@ -98,7 +98,8 @@ def train(folder: RunFolder, config: RunConfig, started: float) -> dict[str, Any
 
 def _tuned(config: RunConfig, data: DataModule) -> Tuned:
     """Loads the base model and makes it trainable, after the policy and within what the data reaches."""
-    tuned = build("tuner", config.tuner, build("model", config.model), build("freeze", config.freeze))
+    loaded = build("model", config.model)
+    tuned = build("tuner", config.tuner, loaded, build("freeze", config.freeze, loaded.model))
     check_reachable(tuned.model, data.shows_something)
     build("memory", config.memory, tuned.base)
     return tuned

@@ -1,10 +1,16 @@
 """Freezes whole components; for adapters the same policy decides where adapters go."""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from harness.errors import reject
-from harness.model.component import Component
+from harness.model.component import Component, component_of
 from harness.registry import register
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from harness.freeze.policy import Policy
 
 
 @dataclass(kw_only=True, slots=True)
@@ -21,6 +27,14 @@ class ComponentFreezeConfig:
 
 
 @register("freeze", ComponentFreezeConfig)
-def build(config: ComponentFreezeConfig) -> frozenset[Component]:
-    """Returns the components that train."""
-    return frozenset(Component) - frozenset(config.frozen)
+def build(config: ComponentFreezeConfig, model: "PreTrainedModel") -> "Policy":
+    """Works the policy out for a model; marks nothing.
+
+    Args:
+        config: What stays frozen.
+        model: The base model, before any adapter.
+    """
+    from harness.freeze.policy import Policy
+
+    frozen = frozenset(config.frozen)
+    return Policy(frozenset(name for name, _ in model.named_parameters() if component_of(name) not in frozen))

@@ -59,6 +59,18 @@ def load(config: Qwen3VLConfig) -> Loaded:
     return Loaded(model, path)
 
 
+def skeleton(config: Qwen3VLConfig) -> PreTrainedModel:
+    """Makes the model of a checkpoint without its weights, on the meta device: names and shapes cost no memory.
+
+    Raises:
+        UserError: As for `load`, as far as the checkpoint's config tells.
+    """
+    path = resolve(config.path)
+    model_class = getattr(transformers, _CLASSES[_model_type(path, config.revision)])
+    with torch.device("meta"):
+        return model_class(AutoConfig.from_pretrained(path, revision=config.revision, trust_remote_code=False))
+
+
 def _from_pretrained(model_class: Any, path: str, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Loads weights; keys that are absent are told by name, for transformers would fill them with random numbers."""
     try:

@@ -11,7 +11,7 @@ from harness.registry import register
 from harness.tuner.low_rank import LowRankConfig
 
 if TYPE_CHECKING:
-    from harness.model.component import Component
+    from harness.freeze.policy import Policy
     from harness.model.loading import Loaded
     from harness.tuner.tuned import Tuned
 
@@ -24,19 +24,19 @@ class DoraConfig(LowRankConfig):
 
 
 @register("tuner", DoraConfig)
-def build(config: DoraConfig, loaded: "Loaded", trainable: "frozenset[Component]") -> "Tuned":
+def build(config: DoraConfig, loaded: "Loaded", policy: "Policy") -> "Tuned":
     """Puts DoRA into the linear layers of the trainable components; each gets a magnitude per output feature.
 
     Args:
         config: Rank, scale and targets.
         loaded: The frozen base model.
-        trainable: Components that get adapters.
+        policy: Where adapters may go.
     """
     from harness.tuner.peft_lora import wrap
 
     return wrap(
         loaded,
-        trainable,
+        policy,
         target_modules=config.target_modules,
         dtype=config.dtype.name,
         r=config.rank,

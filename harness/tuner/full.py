@@ -8,7 +8,7 @@ from harness.registry import register
 from harness.tuner.trained_dtype import TrainedDtype
 
 if TYPE_CHECKING:
-    from harness.model.component import Component
+    from harness.freeze.policy import Policy
     from harness.model.loading import Loaded
     from harness.tuner.tuned import Tuned
 
@@ -26,7 +26,7 @@ class FullConfig:
 
 
 @register("tuner", FullConfig)
-def build(config: FullConfig, loaded: "Loaded", trainable: "frozenset[Component]") -> "Tuned":
+def build(config: FullConfig, loaded: "Loaded", policy: "Policy") -> "Tuned":
     """Marks every parameter of the trainable components; tied weights belong to the LLM.
 
     The export is in the type of the base weights, whatever the trained ones were held in.
@@ -34,17 +34,16 @@ def build(config: FullConfig, loaded: "Loaded", trainable: "frozenset[Component]
     Args:
         config: The trained weights' type.
         loaded: The frozen base model.
-        trainable: Components that train.
+        policy: What trains.
     """
     import torch
 
-    from harness.model.component import component_of
     from harness.tuner.tuned import Tuned
 
     model = loaded.model
     base_dtype = model.dtype
     for name, parameter in model.named_parameters():
-        if component_of(name) in trainable:
+        if name in policy.free:
             parameter.requires_grad_(True)
             parameter.data = parameter.data.to(getattr(torch, config.dtype.name))
 

@@ -14,7 +14,7 @@ from harness.registry import register
 from harness.tuner.low_rank import LowRankConfig
 
 if TYPE_CHECKING:
-    from harness.model.component import Component
+    from harness.freeze.policy import Policy
     from harness.model.loading import Loaded
     from harness.tuner.tuned import Tuned
 
@@ -48,19 +48,19 @@ class LoraConfig(LowRankConfig):
 
 
 @register("tuner", LoraConfig)
-def build(config: LoraConfig, loaded: "Loaded", trainable: "frozenset[Component]") -> "Tuned":
+def build(config: LoraConfig, loaded: "Loaded", policy: "Policy") -> "Tuned":
     """Puts LoRA into the linear layers of the trainable components.
 
     Args:
         config: Rank, scale, targets and start.
         loaded: The frozen base model; with pissa and olora its weights change, the function it computes does not.
-        trainable: Components that get adapters.
+        policy: Where adapters may go.
     """
     from harness.tuner.peft_lora import wrap
 
     return wrap(
         loaded,
-        trainable,
+        policy,
         target_modules=config.target_modules,
         dtype=config.dtype.name,
         r=config.rank,

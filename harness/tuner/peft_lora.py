@@ -10,7 +10,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from harness.errors import reject
-from harness.model.component import Component, component_of
+from harness.freeze.policy import Policy
+from harness.model.component import strip_peft
 from harness.model.loading import Loaded
 from harness.tuner.target import target_regex
 from harness.tuner.tuned import Tuned
@@ -21,14 +22,12 @@ _CHANGES_BASE = ("pissa", "olora")
 """Initialisations that take A B out of the base weights."""
 
 
-def wrap(
-    loaded: Loaded, trainable: frozenset[Component], *, target_modules: Sequence[str], dtype: str, **options: Any
-) -> Tuned:
+def wrap(loaded: Loaded, policy: Policy, *, target_modules: Sequence[str], dtype: str, **options: Any) -> Tuned:
     """Wraps a base model with PEFT's LoRA.
 
     Args:
         loaded: The frozen base model, changed in place.
-        trainable: Components that get adapters.
+        policy: Where adapters may go.
         target_modules: As in `target_regex`.
         dtype: Name of the adapters' storage type.
         options: Fields of `peft.LoraConfig`.
@@ -37,13 +36,13 @@ def wrap(
         UserError: A target matches nothing, or there are no biases to train.
     """
     base = loaded.model
-    regex = target_regex(base, target_modules, trainable)
+    regex = target_regex(base, target_modules, policy)
     model = get_peft_model(base, LoraConfig(target_modules=regex, **options), autocast_adapter_dtype=False)
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
             parameter.data = parameter.data.to(getattr(torch, dtype))
-        elif component_of(name) not in trainable:
-            # PEFT's bias=all knows nothing of components.
+        elif strip_peft(name).replace(".base_layer", "") not in policy.free:
+            # PEFT's bias=all knows nothing of the freeze policy.
             parameter.requires_grad_(False)
     biases = [name for name, p in model.named_parameters() if p.requires_grad and name.endswith(".bias")]
     if options.get("bias", "none") != "none" and not biases:

@@ -6,22 +6,23 @@ from collections.abc import Sequence
 from torch import nn
 
 from harness.errors import reject
-from harness.model.component import PREFIXES, Component, component_of, names
+from harness.freeze.policy import Policy
+from harness.model.component import PREFIXES, component_of, names
 
 ALL_LINEAR = "all-linear"
-"""Every linear layer of the trainable components but the head, as ms-swift's default."""
+"""Every linear layer that the freeze policy leaves free, but the head, as ms-swift's default."""
 
 
-def target_regex(model: nn.Module, targets: Sequence[str], trainable: frozenset[Component]) -> str:
+def target_regex(model: nn.Module, targets: Sequence[str], policy: Policy) -> str:
     """Returns a regular expression that PEFT matches in full against module names.
 
     Args:
         model: The base model.
         targets: `all-linear`, or module names as a suffix (`q_proj`, `mlp.up_proj`).
-        trainable: Components that may get adapters.
+        policy: Where adapters may go.
 
     Raises:
-        UserError: A target matches no linear layer, or only some in frozen components.
+        UserError: A target matches no linear layer, or only what is frozen.
     """
     linears = [name for name, module in model.named_modules() if _is_linear(module) and not name.endswith("lm_head")]
     chosen: list[str] = []
@@ -30,7 +31,7 @@ def target_regex(model: nn.Module, targets: Sequence[str], trainable: frozenset[
         if not matched:
             leaves = sorted({name.rpartition(".")[2] for name in linears})
             raise reject("tuner.target_modules", target, f"matches no linear layer; known: {', '.join(leaves)}")
-        free = [name for name in matched if component_of(name) in trainable]
+        free = [name for name in matched if policy.allows(name)]
         if not free:
             frozen = names(sorted({component_of(name) for name in matched}, key=lambda item: item.value))
             raise reject("tuner.target_modules", target, f"lies only in {frozen}, which the freeze policy keeps frozen")

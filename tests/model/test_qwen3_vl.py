@@ -11,9 +11,18 @@ from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
 from harness import registry
 from harness.errors import UserError
 from harness.model.attention import pick_attention
-from harness.model.loading import load
+from harness.model.loading import load, skeleton
 from harness.model.processor import load_processor
 from harness.model.qwen3_vl import Attention
+
+
+def test_a_skeleton_has_the_names_and_shapes_and_no_weights(make_config):
+    config = make_config().model
+    bare = dict(skeleton(config).named_parameters())
+    assert {p.device.type for p in bare.values()} == {"meta"}
+    whole = {name: p.shape for name, p in load(config).model.named_parameters()}
+    # The patch embedding becomes a matrix once there are weights.
+    assert set(bare) == set(whole)
 
 
 def test_loads_frozen_and_in_the_asked_type(make_config):
@@ -31,7 +40,8 @@ def test_loads_a_mixture_of_experts_and_puts_adapters_in(tmp_path, make_config):
     config = Qwen3VLMoeConfig(text_config=text, vision_config=vision, **{key: tiny[key] for key in keep})
     Qwen3VLMoeForConditionalGeneration(config).save_pretrained(tmp_path)
     run = make_config(f"model.path={tmp_path}")
-    tuned = registry.build("tuner", run.tuner, load(run.model), registry.build("freeze", run.freeze))
+    loaded = load(run.model)
+    tuned = registry.build("tuner", run.tuner, loaded, registry.build("freeze", run.freeze, loaded.model))
     trained = [name for name, p in tuned.model.named_parameters() if p.requires_grad]
     assert any("self_attn.q_proj.lora_B" in name for name in trained)
 

@@ -3,7 +3,8 @@ import re
 import pytest
 
 from harness.errors import UserError
-from harness.model.component import Component
+from harness.freeze.policy import Policy
+from harness.model.component import Component, component_of
 from harness.tuner.target import target_regex
 
 
@@ -13,7 +14,8 @@ def base(make_tuned):
 
 
 def matched(base, targets, *components):
-    regex = target_regex(base, targets, frozenset(components))
+    free = frozenset(name for name, _ in base.named_parameters() if component_of(name) in components)
+    regex = target_regex(base, targets, Policy(free))
     return {name for name, _ in base.named_modules() if re.fullmatch(regex, name)}
 
 
@@ -31,9 +33,9 @@ def test_suffixes_choose_modules(base):
 
 def test_a_target_that_matches_nothing_lists_the_known(base):
     with pytest.raises(UserError, match=r"query_proj: matches no linear layer; known: .*q_proj"):
-        target_regex(base, ["query_proj"], frozenset(Component))
+        matched(base, ["query_proj"], *Component)
 
 
 def test_a_target_in_frozen_components_only_is_refused(base):
     with pytest.raises(UserError, match="qkv: lies only in vit, which the freeze policy keeps frozen"):
-        target_regex(base, ["qkv"], frozenset({Component.llm}))
+        matched(base, ["qkv"], Component.llm)
