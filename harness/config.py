@@ -46,7 +46,8 @@ class RunConfig:
         """Checks the rules that span groups; the range of a single key is its own dataclass's matter."""
         if not 0 <= self.seed < 2**32:
             raise reject("seed", self.seed, "must be 0 or more, and below 2**32")
-        for component in self.freeze.frozen:
+        # With exceptions that train, only the model tells what is frozen; the parameter groups check it then.
+        for component in () if self.freeze.overrides() else self.freeze.frozen:
             rate = getattr(self.optim, f"{component.name}_lr", None)
             if rate is not None:
                 raise reject(f"optim.{component.name}_lr", rate, f"the freeze policy keeps {component.name} frozen")

@@ -1,1 +1,1 @@
-"""Policies that name which components stay frozen."""
+"""Policies that name which weights stay frozen."""
