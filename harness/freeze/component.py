@@ -89,9 +89,9 @@ def build(config: ComponentFreezeConfig, model: "PreTrainedModel") -> "Policy":
         named["freeze.ratio", str(config.ratio)] = bottom(known.sizes, config.ratio)
     for (key, value), names in named.items():
         if names <= of_components:
-            frozen = [item.name for item in config.frozen]
+            listed = [item.name for item in config.frozen]
             raise reject(
-                key, value, f"adds nothing to freeze.frozen={frozen}; leave it out, or freeze fewer components"
+                key, value, f"adds nothing to freeze.frozen={listed}; leave it out, or freeze fewer components"
             )
     frozen = of_components.union(*named.values())
     freed = known.by_keys("freeze.trainable", config.trainable, "freeze.trainable_regex", config.trainable_regex)
