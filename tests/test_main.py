@@ -113,7 +113,7 @@ def test_two_processes_train_as_one(tmp_path):
     assert final[1]["val/exact_match"] == final[0]["val/exact_match"]
 
 
-STEPS = 60
+STEPS = 240
 TEXT = ("data=jsonl", "data.workers=0", "trainer.batch_size=2", "trainer.log_every_steps=1", "optim.lr=1e-3")
 LONG = (*TEXT, f"trainer.max_steps={STEPS}", "trainer.save_every_steps=5", "trainer.keep_checkpoints=1")
 """A run to be stopped on its way, of short steps and without validation."""
