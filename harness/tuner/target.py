@@ -31,14 +31,26 @@ def target_regex(model: nn.Module, targets: Sequence[str], policy: Policy) -> st
         if not matched:
             leaves = sorted({name.rpartition(".")[2] for name in linears})
             raise reject("tuner.target_modules", target, f"matches no linear layer; known: {', '.join(leaves)}")
-        free = [name for name in matched if policy.allows(name)]
+        free = [name for name in matched if policy.allows(name) and _weight_is_free(model, name, policy)]
         if not free:
-            frozen = names(sorted({component_of(name) for name in matched}, key=lambda item: item.value))
-            raise reject("tuner.target_modules", target, f"lies only in {frozen}, which the freeze policy keeps frozen")
+            raise reject("tuner.target_modules", target, _only_frozen(matched, policy))
         chosen += free
     compact = _regex(chosen, any_layer=True)
     reached = {name for name, _ in model.named_modules() if re.fullmatch(compact, name)}
     return compact if reached == set(chosen) else _regex(chosen, any_layer=False)
+
+
+def _weight_is_free(model: nn.Module, name: str, policy: Policy) -> bool:
+    """An adapter stands for the layer's weights: a free bias alone is not enough."""
+    own = [f"{name}.{leaf}" for leaf, _ in model.get_submodule(name).named_parameters(recurse=False) if leaf != "bias"]
+    return not own or any(parameter in policy.free for parameter in own)
+
+
+def _only_frozen(matched: Sequence[str], policy: Policy) -> str:
+    frozen = sorted({component_of(name) for name in matched}, key=lambda item: item.value)
+    if policy.components().isdisjoint(frozen):
+        return f"lies only in {names(frozen)}, which the freeze policy keeps frozen"
+    return f"lies only in what the freeze policy keeps frozen, {matched[0]} among it"
 
 
 def _is_linear(module: nn.Module) -> bool:

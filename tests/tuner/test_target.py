@@ -39,3 +39,19 @@ def test_a_target_that_matches_nothing_lists_the_known(base):
 def test_a_target_in_frozen_components_only_is_refused(base):
     with pytest.raises(UserError, match="qkv: lies only in vit, which the freeze policy keeps frozen"):
         matched(base, ["qkv"], Component.llm)
+
+
+def test_a_target_in_frozen_layers_of_a_free_component_is_refused(base):
+    free = frozenset(name for name, _ in base.named_parameters() if "mlp" in name)
+    with pytest.raises(
+        UserError, match=r"q_proj: lies only in what the freeze policy keeps frozen, model\.language_mode"
+    ):
+        target_regex(base, ["q_proj"], Policy(free))
+
+
+def test_some_layers_of_a_component_are_named_one_by_one(base):
+    """An index that stands for all layers would reach the frozen ones too."""
+    free = frozenset(name for name, _ in base.named_parameters() if ".layers.2." in name)
+    regex = target_regex(base, ["q_proj"], Policy(free))
+    reached = {name for name, _ in base.named_modules() if re.fullmatch(regex, name)}
+    assert reached == {"model.language_model.layers.2.self_attn.q_proj"}
