@@ -19,7 +19,7 @@ ROLE_OF = {
 }
 """Names of who speaks, in all formats, to ours."""
 _KEYS = ("role", "from", "content", "value", "loss", "loss_scale")
-_KEYS_OFROLE_OF = {
+_KEYS_OF = {
     "assistant": ("tool_calls", "function_call", "weight"),
     "tool_response": ("tool_call_id", "name"),
 }
@@ -53,7 +53,7 @@ def _turns(message: Any, origin: str) -> list[Turn]:
     if not any(key in message for key in ("role", "from", "content", "value")):
         return _pair(message, origin)
     role = _role(_either(message, "role", "from", origin), origin)
-    known = (*_KEYS, *_KEYS_OFROLE_OF.get(role, ()))
+    known = (*_KEYS, *_KEYS_OF.get(role, ()))
     _refuse_unknown(message, known, origin)
     weight = _weight(message, role, origin)
     calls = tool.calls(message, origin) if role == "assistant" else []
