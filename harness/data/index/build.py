@@ -75,7 +75,8 @@ def build(
                 return _checked(found, stop)
             log.info("%s: tokenising again: %s", what, reason)
             shutil.rmtree(folder)
-        return _build(rows, encoder, folder, what=what, workers=workers, stop=stop)
+        # Chunks that an interrupted run kept may hold rows that it was allowed to skip.
+        return _checked(_build(rows, encoder, folder, what=what, workers=workers, stop=stop), stop)
 
 
 def _build(rows: Rows, encoder: TextEncoder, folder: Path, *, what: str, workers: int | None, stop: bool) -> Store:

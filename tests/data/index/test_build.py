@@ -120,6 +120,16 @@ def test_an_interrupted_run_goes_on_where_it_stopped(encoder, image, tmp_path, m
     _same(found, _build(rows, encoder))
 
 
+def test_chunks_of_a_run_that_could_skip_do_not_excuse_bad_rows(encoder, image, tmp_path, monkeypatch):
+    monkeypatch.setattr(module.store, "merge", lambda *paths: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        _build(Numbered(95, image), encoder, tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "CHUNK", 20)
+    with pytest.raises(RowError, match="f:9: not JSON"):
+        _build(Numbered(95, image), encoder, tmp_path, stop=True)
+
+
 def test_a_changed_picture_and_a_mended_row_are_seen(encoder, image, picture, tmp_path):
     cache = tmp_path / "cache"
     first = _build(Numbered(95, image), encoder, cache)
