@@ -51,6 +51,15 @@ class RunConfig:
             rate = getattr(self.optim, f"{component.name}_lr", None)
             if rate is not None:
                 raise reject(f"optim.{component.name}_lr", rate, f"the freeze policy keeps {component.name} frozen")
+        is_full = getattr(self.tuner, "is_full", False)
+        if self.optim.full_only and not is_full:
+            remedy = f"trains the model's own weights, and tuner={self.tuner.name} is an adapter; set tuner=full"
+            raise reject("optim", self.optim.name, remedy)
+        if self.freeze.full and is_full:
+            full = [item.name for item in self.freeze.full]
+            raise reject(
+                "freeze.full", full, f"tuner={self.tuner.name} trains all that is not frozen in full; leave it out"
+            )
         if self.data.max_tokens_per_batch is not None and self.trainer.batch_size != 1:
             raise reject(
                 "trainer.batch_size", self.trainer.batch_size, "data.max_tokens_per_batch sizes batches; set 1"

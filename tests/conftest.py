@@ -32,13 +32,25 @@ def make_config(loaded_registry):
 
 
 @pytest.fixture
-def make_tuned(make_config):
+def outlook(make_batch, tmp_path):
+    """What a tuner sees of a run of 20 steps on the handwritten digits."""
+    from harness.tuner.outlook import Outlook
+
+    def batches(num_batches: int, batch_size: int, max_length: int | None):
+        return (make_batch(*range(i * batch_size, (i + 1) * batch_size)) for i in range(num_batches))
+
+    return Outlook(20, batches, torch.device("cpu"), tmp_path / "start.safetensors")
+
+
+@pytest.fixture
+def make_tuned(make_config, outlook):
     """Loads the tiny model with a tuner and a freeze policy."""
 
-    def make(*overrides: str):
+    def make(*overrides: str, outlook=outlook):
         config = make_config(*overrides)
         loaded = registry.build("model", config.model)
-        return registry.build("tuner", config.tuner, loaded, registry.build("freeze", config.freeze, loaded.model))
+        policy = registry.build("freeze", config.freeze, loaded.model)
+        return registry.build("tuner", config.tuner, loaded, policy, outlook)
 
     return make
 

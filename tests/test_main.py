@@ -1,5 +1,6 @@
 """The command line as a user types it: exit codes, messages, the last line. Each case is a process of its own."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from PIL import Image
 
 import harness
 from harness.logging.metrics import read
+from harness.tuner.lora import LoraConfig
 
 QUICK = (
     "data.train_rows=32",
@@ -41,7 +43,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr.splitlines() == [
         "error: tuner.rnak=4: no such key. Did you mean tuner.rank? Known below tuner: "
-        "alpha, bias, dropout, dtype, init, name, rank, rslora, target_modules"
+        + ", ".join(sorted(field.name for field in dataclasses.fields(LoraConfig)))
     ]
     assert not (tmp_path / "outputs").exists()
 

@@ -149,6 +149,30 @@ class DataModule(L.LightningDataModule):
         """Returns the seconds that training stood waiting for workers since the last call."""
         return self._loader.take_wait_seconds() if self._loader is not None else 0.0
 
+    def calibration_batches(self, num_batches: int, batch_size: int, max_length: int | None) -> Iterator[Batch]:
+        """Yields batches of training samples on the CPU, the same ones at each call: for initialisation from data.
+
+        Args:
+            num_batches: How many at most; fewer where the samples end.
+            batch_size: Samples of each.
+            max_length: Longer samples are passed over; None takes all.
+
+        Raises:
+            UserError: The training rows are a stream, or none of them is short enough.
+        """
+        if self.train_samples is None:
+            raise reject("data.streaming", "true", "an initialisation from data looks at rows before training")
+        lengths = self.train_samples.lengths
+        order = np.random.default_rng(self._seed).permutation(len(lengths))
+        fitting = order[lengths[order] <= (max_length or lengths.max())][: num_batches * batch_size].tolist()
+        if not fitting:
+            raise UserError(f"no training row has at most {max_length} tokens, and the tuner's start needs some")
+        make = MakeBatch(self.train_samples, self._encoder, PADDED, self._skip)
+        for start in range(0, len(fitting), batch_size):
+            batch = make([fitting[start : start + batch_size]])
+            batch.step_supervised = batch.num_supervised
+            yield batch
+
     def val_batches(self, rank: int, world_size: int) -> Iterator[Batch]:
         """Yields this rank's share of all validation rows, longest first, each row on one rank only.
 

@@ -14,14 +14,14 @@ from harness.logging.metrics import read
 from harness.logging.table import render, show
 from harness.model.component import Component, component_of
 from harness.trainer.callback import Progression
-from harness.trainer.meter import Meter
+from harness.trainer.module import TrainingModule
+from harness.tuner.tuned import Tuned
 
 
 def write_success(
     folder: RunFolder,
     config: RunConfig,
-    model: nn.Module,
-    meter: Meter,
+    module: TrainingModule,
     progression: Progression,
     accounts: dict[str, Any],
     started: float,
@@ -31,12 +31,12 @@ def write_success(
     Args:
         folder: The run folder.
         config: The run's config.
-        model: The trained model, for its parameter counts.
-        meter: Counts of this process and, from its checkpoint, of the attempts before it.
+        module: The trained model, for its parameter counts, and the counts of this process and the attempts before it.
         progression: Metrics gathered on the way.
         accounts: What became of the rows of each split.
         started: `time.time()` at the start of the process.
     """
+    meter, named = module.meter, dict(module.model.named_parameters())
     steady = meter.steady if meter.steady.steps else meter.total
     world_size = config.trainer.devices
     first_step = progression.first_step_at or time.time()
@@ -47,8 +47,8 @@ def write_success(
         "data": accounts,
         "baseline": progression.baseline,
         "best": asdict(progression.best),
-        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "total_parameters": sum(p.numel() for p in model.parameters()),
+        "trainable_parameters": sum(named[name].numel() for name in module.trainable_names),
+        "total_parameters": sum(p.numel() for p in named.values()),
         "tokens_per_s": steady.rates(world_size)["perf/tokens_per_s"],
         "mfu": None,
         "peak_allocated_gib": progression.memory.get("memory/peak_allocated_gib"),
@@ -91,19 +91,19 @@ def _common(folder: RunFolder, config: RunConfig, status: str, started: float) -
     }
 
 
-def trainable_table(model: nn.Module, optim: Any, lr: float) -> str:
+def trainable_table(tuned: Tuned, optim: Any, lr: float) -> str:
     """Renders what really trains: a row per component with its parameters, adapters, learning rate and types.
 
     Args:
-        model: The tuned model.
+        tuned: The tuned model.
         optim: The optimiser's config, for `vit_lr` and `aligner_lr`.
         lr: Learning rate of what has none of its own.
     """
     rates = {Component.llm: lr, Component.aligner: optim.aligner_lr or lr, Component.vit: optim.vit_lr or lr}
     rows: list[list[str | int | float | None]] = []
     for component in Component:
-        named = [(name, p) for name, p in model.named_parameters() if component_of(name) is component]
-        adapter = [p for name, p in named if ".lora_" in name]
+        named = [(name, p) for name, p in tuned.model.named_parameters() if component_of(name) is component]
+        adapter = [p for name, p in named if name in tuned.adapter]
         training = [p for _, p in named if p.requires_grad]
         rows.append(
             [

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 
 from harness.config import RunConfig, to_plain
 from harness.data.assemble import data_module
@@ -39,6 +40,7 @@ from harness.trainer.gradient_check import check_reachable
 from harness.trainer.module import TrainingModule
 from harness.trainer.recorder import DivergedError, Recorder
 from harness.trainer.standard import pick_accelerator
+from harness.tuner.outlook import Outlook
 from harness.tuner.tuned import Tuned
 
 log = logging.getLogger(__name__)
@@ -72,10 +74,10 @@ def train(folder: RunFolder, config: RunConfig, started: float) -> dict[str, Any
     with ExitStack() as stack:
         # Trackers and files open first: what is missing there shows before weights are loaded.
         recorder = _recorder(folder, config, data, stack) if rank == 0 else Recorder(None, [], None, _world(config))
-        tuned = _tuned(config, data)
+        tuned = _tuned(config, data, folder)
         module = TrainingModule(tuned, config, data.total_steps)
         if rank == 0:
-            log.info("%s", trainable_table(tuned.model, config.optim, module.lr))
+            log.info("%s", trainable_table(tuned, config.optim, module.lr))
             write_json(folder.path / "environment.json", environment(data.fingerprint))
         precision = checked_precision(config.memory, tuned.base, config.trainer)
         recorder.skips_overflow = precision == "fp16"
@@ -87,19 +89,22 @@ def train(folder: RunFolder, config: RunConfig, started: float) -> dict[str, Any
         return {}
     if config.trainer.load_best:
         load_best(module, checkpointer)
-    processor.save(tuned.export(folder.path))
+    with module.evaluating():
+        processor.save(tuned.export(folder.path))
     plot_curves(folder.metrics, folder.path / "curves.png")
     accounts = {split: account.plain() for split, account in data.accounts.items()}
-    summary = write_success(folder, config, tuned.model, module.meter, progression, accounts, started)
+    summary = write_success(folder, config, module, progression, accounts, started)
     finish(recorder.loggers, 0, {"best": summary["best"]["value"], "tokens_per_s": summary["tokens_per_s"]})
     print_result(summary)
     return summary
 
 
-def _tuned(config: RunConfig, data: DataModule) -> Tuned:
+def _tuned(config: RunConfig, data: DataModule, folder: RunFolder) -> Tuned:
     """Loads the base model and makes it trainable, after the policy and within what the data reaches."""
     loaded = build("model", config.model)
-    tuned = build("tuner", config.tuner, loaded, build("freeze", config.freeze, loaded.model))
+    device = torch.device("cuda", local_rank()) if pick_accelerator(config.trainer) == "gpu" else torch.device("cpu")
+    outlook = Outlook(data.total_steps, data.calibration_batches, device, folder.checkpoints / "start.safetensors")
+    tuned = build("tuner", config.tuner, loaded, build("freeze", config.freeze, loaded.model), outlook)
     check_reachable(tuned.model, data.shows_something)
     build("memory", config.memory, tuned.base)
     return tuned

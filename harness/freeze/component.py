@@ -39,7 +39,13 @@ class ComponentFreezeConfig:
     trainable_regex: str | None = None
     """Exceptions that train whatever the keys above say; written as freeze.regex."""
 
+    full: list[Component] = field(default_factory=list)
+    """With an adapter: components that train themselves, in place of one (mixed policies), and are saved with it."""
+
     def __post_init__(self) -> None:
+        both = [item.name for item in self.full if item in self.frozen]
+        if both:
+            raise reject("freeze.full", both, "is frozen as well: take it out of freeze.frozen")
         for key in ("prefixes", "trainable"):
             if not all(re.fullmatch(r"\w+(\.\w+)*\.?", prefix) for prefix in getattr(self, key)):
                 raise reject(f"freeze.{key}", getattr(self, key), "names only, with dots; patterns go to its regex key")
@@ -101,4 +107,4 @@ def build(config: ComponentFreezeConfig, model: "PreTrainedModel") -> "Policy":
     free = (known.sizes.keys() - frozen).union(*freed.values())
     if not free:
         raise reject("freeze", ", ".join("=".join(item) for item in named), "freezes everything: nothing can train")
-    return Policy(frozenset(free))
+    return Policy(frozenset(free), frozenset(name for name in free if component_of(name) in config.full))

@@ -26,3 +26,7 @@ class Policy:
     def components(self) -> frozenset[Component]:
         """Returns the components in which something is free."""
         return frozenset(component_of(name) for name in self.free)
+
+    def full_components(self) -> frozenset[Component]:
+        """Returns the components that train themselves even where the tuner is an adapter."""
+        return frozenset(component_of(name) for name in self.full)

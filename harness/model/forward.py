@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from harness.data.batch import Batch
 
 
-def supervised_logits(model: PreTrainedModel, batch: "Batch", always_see: bool = False) -> Tensor:
+def supervised_logits(
+    model: PreTrainedModel, batch: "Batch", always_see: bool = False, noise_alpha: float = 0.0
+) -> Tensor:
     """Returns float32 logits of shape (K, V) at the positions that predict a supervised token.
 
     Args:
@@ -29,20 +31,23 @@ def supervised_logits(model: PreTrainedModel, batch: "Batch", always_see: bool =
         batch: A batch on the model's device.
         always_see: Run the vision tower for a batch of text too, times zero: where it trains, each rank has to bring
             gradients for every parameter, or the others wait for ever.
+        noise_alpha: Strength of NEFTune's noise, see `embedding_noise`; 0 adds none.
     """
     visual, language = model.model.visual, model.model.language_model
     features_FD, levels = None, []
     if batch.pixel_values is not None:
         seen = visual(batch.pixel_values, grid_thw=batch.grid_thw)
         features_FD, levels = seen.pooler_output, seen.deepstack_features
-    hidden_TD = _decode(language, batch, features_FD, levels)
+    hidden_TD = _decode(language, batch, features_FD, levels, noise_alpha)
     hidden_KD = language.norm(hidden_TD.index_select(0, batch.target_index))
     if always_see and batch.pixel_values is None:
         hidden_KD = hidden_KD + 0.0 * _blank_image(visual)
     return model.lm_head(hidden_KD).float()
 
 
-def _decode(language: Any, batch: "Batch", features_FD: Tensor | None, levels: list[Tensor]) -> Tensor:
+def _decode(
+    language: Any, batch: "Batch", features_FD: Tensor | None, levels: list[Tensor], noise_alpha: float
+) -> Tensor:
     """Returns what the last decoder layer makes of text and visual tokens, (T, D).
 
     Args:
@@ -50,8 +55,11 @@ def _decode(language: Any, batch: "Batch", features_FD: Tensor | None, levels: l
         batch: The batch.
         features_FD: What stands in the place of visual tokens.
         levels: (F, D) each: added to the visual tokens behind the first, second, ... layer (DeepStack, 2406.04334).
+        noise_alpha: Strength of NEFTune's noise.
     """
     hidden_BSD = language.embed_tokens(batch.input_ids)
+    if noise_alpha:
+        hidden_BSD = hidden_BSD + embedding_noise(hidden_BSD, batch, noise_alpha)
     if features_FD is not None:
         hidden_TD = hidden_BSD.flatten(0, 1)
         hidden_TD = hidden_TD.index_copy(0, batch.visual_index, features_FD.to(hidden_TD.dtype))
@@ -68,6 +76,26 @@ def _decode(language: Any, batch: "Batch", features_FD: Tensor | None, levels: l
             added_TD = hidden_BSD.flatten(0, 1).index_add(0, batch.visual_index, levels[number].to(hidden_BSD.dtype))
             hidden_BSD = added_TD.view_as(hidden_BSD)
     return hidden_BSD.flatten(0, 1)
+
+
+def embedding_noise(hidden_BSD: Tensor, batch: "Batch", alpha: float) -> Tensor:
+    """Returns NEFTune's noise (Jain et al., arXiv 2310.05914, algorithm 1): uniform in [-1, 1] x alpha / sqrt(L D).
+
+    L is the length of the token's own sample, not of the row it is packed or padded into. Visual tokens get none: what
+    stands in their place is no embedding of a word.
+
+    Args:
+        hidden_BSD: Embeddings, for shape, type and device.
+        batch: Where samples begin and visual tokens stand.
+        alpha: Strength; the paper uses 5, 10 and 15.
+    """
+    lengths_C = batch.cu_seqlens.diff()
+    total = batch.input_ids.numel()
+    lengths_T = lengths_C.repeat_interleave(lengths_C, output_size=total)
+    scale_T = alpha / (lengths_T * hidden_BSD.shape[-1]).float().sqrt()
+    scale_T = scale_T.index_fill(0, batch.visual_index, 0.0).to(hidden_BSD.dtype)
+    noise_BSD = torch.empty_like(hidden_BSD).uniform_(-1, 1)
+    return noise_BSD * scale_T.view(*batch.input_ids.shape, 1)
 
 
 def _attention(language: Any, hidden_BSD: Tensor, batch: "Batch") -> dict[str, Any]:

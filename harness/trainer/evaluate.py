@@ -38,14 +38,10 @@ class Evaluator:
             module: Holds the model.
             step: Number of the last optimiser step, written beside each prediction.
         """
-        module.model.eval()
-        try:
-            with torch.inference_mode(), trainer.precision_plugin.forward_context():
-                metrics = {"val/loss": self._loss(trainer, module)}
-                if self.data.prompts:
-                    metrics["val/exact_match"] = self._exact_match(trainer, module, step)
-        finally:
-            module.model.train()
+        with module.evaluating(), torch.inference_mode(), trainer.precision_plugin.forward_context():
+            metrics = {"val/loss": self._loss(trainer, module)}
+            if self.data.prompts:
+                metrics["val/exact_match"] = self._exact_match(trainer, module, step)
         return metrics
 
     def _loss(self, trainer: Trainer, module: TrainingModule) -> float:

@@ -5,6 +5,8 @@ ranks. Averaging per micro-batch instead weights a token by how few others its m
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch import Tensor
 from harness.config import RunConfig
 from harness.data.batch import Batch
 from harness.model.forward import loss_sum, supervised_logits
+from harness.optim.group import learning_rates, parameter_groups
 from harness.optim.schedule import build_schedule
 from harness.registry import build
 from harness.trainer.gradient_check import GradientCheck
@@ -32,6 +35,8 @@ class TrainingModule(lightning.LightningModule):
     def __init__(self, tuned: Tuned, config: RunConfig, total_steps: int) -> None:
         """Args: the tuned model, the whole run's config, and its number of optimiser steps."""
         super().__init__()
+        self.trainable_names = frozenset(name for name, p in tuned.model.named_parameters() if p.requires_grad)
+        """What the tuner marked: an optimiser that trains layers in turn may unmark some for a while."""
         # transformers loads in evaluation mode, and Lightning leaves modes alone.
         self.model = tuned.model.train()
         self.tuned = tuned
@@ -52,21 +57,46 @@ class TrainingModule(lightning.LightningModule):
             self._step_tokens = self._sum_over_ranks(batch.step_supervised)
         # Where the vision side trains, a step of text gives it zeros and not nothing, on one process as on several:
         # an optimiser skips a parameter without gradient, but decays and moves one with zeros.
-        logits = supervised_logits(self.tuned.base, batch, always_see=self._trains_vision)
+        noise_alpha = self.config.trainer.neftune_alpha or 0.0
+        logits = supervised_logits(self.tuned.base, batch, always_see=self._trains_vision, noise_alpha=noise_alpha)
         loss = loss_sum(logits, batch) / max(self._step_tokens, 1)
         self.meter.add(batch, loss.detach())
-        return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+        loss = loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+        # Once a step after the averages over micro-batches and ranks, and no part of the loss that is reported.
+        return loss if self.tuned.regularizer is None else loss + self.tuned.regularizer()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Builds the optimiser and a schedule that moves once per optimiser step."""
-        optimizer = build("optim", self.config.optim, self.model, self.lr)
+        groups = parameter_groups(self.model, self.config.optim, self.lr, self.tuned.lr_scales)
+        optimizer = build("optim", self.config.optim, groups)
         schedule = build_schedule(optimizer, self.config.optim.schedule, self.total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Notes the step's learning rates; stops the run if a component that should train got no gradient."""
-        self.learning_rates = {group["component"]: group["lr"] for group in optimizer.param_groups}
+        self.learning_rates = learning_rates(optimizer.param_groups)
         self._gradient_check.check(step_has_images=self.meter.step_has_images)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Takes the step, then lets the tuner act on it while the gradients are still there."""
+        super().optimizer_step(*args, **kwargs)
+        if self.tuned.after_step is not None:
+            # Lightning counts the step when this returns.
+            self.tuned.after_step(self.trainer.global_step + 1)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Puts the model, and an optimiser that keeps averaged weights for it, into evaluation mode for a while."""
+        averaging = [item for item in self.trainer.optimizers if hasattr(item, "eval") and hasattr(item, "train")]
+        self.model.eval()
+        for optimizer in averaging:
+            optimizer.eval()
+        try:
+            yield
+        finally:
+            for optimizer in averaging:
+                optimizer.train()
+            self.model.train()
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
         """Clips by global norm and keeps the norm from before clipping, on the device."""
@@ -76,7 +106,7 @@ class TrainingModule(lightning.LightningModule):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Returns trainable weights only."""
-        trainable = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        trainable = {f"model.{name}" for name in self.trainable_names}
         return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in trainable}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -87,9 +117,13 @@ class TrainingModule(lightning.LightningModule):
             states = states * self.trainer.world_size
             torch.distributed.all_gather_object(states, states[self.global_rank])
         checkpoint["rng"], checkpoint["totals"] = states, asdict(self.meter.total)
+        if self.tuned.state is not None:
+            checkpoint["tuner"] = self.tuned.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps the random state until the first batch: what runs before it draws numbers too."""
+        if self.tuned.load_state is not None:
+            self.tuned.load_state(checkpoint["tuner"])
         missing = set(self.state_dict()) - set(checkpoint["state_dict"])
         if missing:
             raise RuntimeError(

@@ -42,6 +42,8 @@ class StandardConfig:
     """Rows per device and micro-batch; packs, with `data.packing`."""
     accumulate: int = 1
     """Micro-batches per optimiser step. The loss is the same as with one batch of that size."""
+    neftune_alpha: float | None = None
+    """NEFTune: noise of this strength on the embeddings of text in training (usual: 5 to 15); null for none."""
     accelerator: Accelerator = Accelerator.auto
     """auto takes a GPU if there is one."""
     devices: int = 1
@@ -74,6 +76,8 @@ class StandardConfig:
                 raise reject(f"trainer.{key}", getattr(self, key), "must be 1 or more, or null")
         if not 0 < self.max_epochs < math.inf:
             raise reject("trainer.max_epochs", self.max_epochs, "must be more than 0, and finite")
+        if self.neftune_alpha is not None and not 0 < self.neftune_alpha < math.inf:
+            raise reject("trainer.neftune_alpha", self.neftune_alpha, "must be more than 0, or null for no noise")
         if self.monitor not in METRICS:
             raise reject("trainer.monitor", self.monitor, f"known: {', '.join(METRICS)}")
 

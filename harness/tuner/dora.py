@@ -13,6 +13,7 @@ from harness.tuner.low_rank import LowRankConfig
 if TYPE_CHECKING:
     from harness.freeze.policy import Policy
     from harness.model.loading import Loaded
+    from harness.tuner.outlook import Outlook
     from harness.tuner.tuned import Tuned
 
 
@@ -24,21 +25,24 @@ class DoraConfig(LowRankConfig):
 
 
 @register("tuner", DoraConfig)
-def build(config: DoraConfig, loaded: "Loaded", policy: "Policy") -> "Tuned":
+def build(config: DoraConfig, loaded: "Loaded", policy: "Policy", outlook: "Outlook") -> "Tuned":
     """Puts DoRA into the linear layers of the trainable components; each gets a magnitude per output feature.
 
     Args:
         config: Rank, scale and targets.
         loaded: The frozen base model.
         policy: Where adapters may go.
+        outlook: Not looked at.
     """
-    from harness.tuner.peft_lora import wrap
+    from peft import LoraConfig
+
+    from harness.tuner.peft_adapter import wrap
 
     return wrap(
         loaded,
         policy,
-        target_modules=config.target_modules,
-        dtype=config.dtype.name,
+        config,
+        LoraConfig,
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,

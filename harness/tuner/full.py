@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.registry import register
 from harness.tuner.trained_dtype import TrainedDtype
@@ -10,6 +10,7 @@ from harness.tuner.trained_dtype import TrainedDtype
 if TYPE_CHECKING:
     from harness.freeze.policy import Policy
     from harness.model.loading import Loaded
+    from harness.tuner.outlook import Outlook
     from harness.tuner.tuned import Tuned
 
 DEFAULT_LR = 1e-5
@@ -20,13 +21,15 @@ DEFAULT_LR = 1e-5
 class FullConfig:
     """Trains the weights themselves. What stays frozen is the freeze policy's matter."""
 
+    is_full: ClassVar[bool] = True
+    """Trains the weights themselves, which some optimisers ask for."""
     name: str = "full"
     dtype: TrainedDtype = TrainedDtype.float32
     """Storage type of trained weights. bfloat16 halves their memory and rounds most updates at usual rates away."""
 
 
 @register("tuner", FullConfig)
-def build(config: FullConfig, loaded: "Loaded", policy: "Policy") -> "Tuned":
+def build(config: FullConfig, loaded: "Loaded", policy: "Policy", outlook: "Outlook") -> "Tuned":
     """Marks every parameter of the trainable components; tied weights belong to the LLM.
 
     The export is in the type of the base weights, whatever the trained ones were held in.
@@ -35,6 +38,7 @@ def build(config: FullConfig, loaded: "Loaded", policy: "Policy") -> "Tuned":
         config: The trained weights' type.
         loaded: The frozen base model.
         policy: What trains.
+        outlook: Not looked at.
     """
     import torch
 

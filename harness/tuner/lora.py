@@ -7,7 +7,7 @@ start A and B from the SVD or QR of W and take their product out of W, so the mo
 import re
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from harness.errors import reject
 from harness.registry import register
@@ -16,7 +16,12 @@ from harness.tuner.low_rank import LowRankConfig
 if TYPE_CHECKING:
     from harness.freeze.policy import Policy
     from harness.model.loading import Loaded
+    from harness.tuner.outlook import Outlook
     from harness.tuner.tuned import Tuned
+
+
+_CHANGES_BASE = ("pissa", "olora")
+"""Initialisations that take A B out of the base weights."""
 
 
 class Bias(Enum):
@@ -43,26 +48,31 @@ class LoraConfig(LowRankConfig):
         LowRankConfig.__post_init__(self)
         if not re.fullmatch(r"default|gaussian|pissa|pissa_niter_[1-9]\d*|olora", self.init):
             raise reject("tuner.init", self.init, "known: default, gaussian, pissa, pissa_niter_N, olora")
-        if self.init.startswith(("pissa", "olora")) and self.bias is not Bias.none:
+        if self.init.startswith(_CHANGES_BASE) and self.bias is not Bias.none:
             raise reject("tuner.bias", self.bias.name, f"can not be exported with tuner.init={self.init}; use none")
 
 
 @register("tuner", LoraConfig)
-def build(config: LoraConfig, loaded: "Loaded", policy: "Policy") -> "Tuned":
+def build(config: LoraConfig, loaded: "Loaded", policy: "Policy", outlook: "Outlook") -> "Tuned":
     """Puts LoRA into the linear layers of the trainable components.
 
     Args:
         config: Rank, scale, targets and start.
         loaded: The frozen base model; with pissa and olora its weights change, the function it computes does not.
         policy: Where adapters may go.
+        outlook: Not looked at.
     """
-    from harness.tuner.peft_lora import wrap
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import PeftModel
 
-    return wrap(
+    from harness.tuner.changed_base import exporter
+    from harness.tuner.peft_adapter import count_biases, wrap
+
+    tuned = wrap(
         loaded,
         policy,
-        target_modules=config.target_modules,
-        dtype=config.dtype.name,
+        config,
+        PeftLoraConfig,
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
@@ -70,3 +80,8 @@ def build(config: LoraConfig, loaded: "Loaded", policy: "Policy") -> "Tuned":
         bias=config.bias.name,
         init_lora_weights=True if config.init == "default" else config.init,
     )
+    if config.bias is not Bias.none and not count_biases(tuned.model):
+        raise reject("tuner.bias", config.bias.name, "what the freeze policy leaves free has no biases; use none")
+    if config.init.startswith(_CHANGES_BASE):
+        tuned.export = exporter(cast(PeftModel, tuned.model))
+    return tuned

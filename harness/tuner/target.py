@@ -1,4 +1,4 @@
-"""Turns `tuner.target_modules` and a freeze policy into the exact modules that get an adapter."""
+"""Turns a tuner's targets and a freeze policy into the exact modules that get an adapter."""
 
 import re
 from collections.abc import Sequence
@@ -8,36 +8,58 @@ from torch import nn
 from harness.errors import reject
 from harness.freeze.policy import Policy
 from harness.model.component import PREFIXES, component_of, names
+from harness.tuner.targeted import TargetedConfig
 
 ALL_LINEAR = "all-linear"
 """Every linear layer that the freeze policy leaves free, but the head, as ms-swift's default."""
 
 
-def target_regex(model: nn.Module, targets: Sequence[str], policy: Policy) -> str:
+def target_regex(model: nn.Module, config: TargetedConfig, policy: Policy) -> str:
     """Returns a regular expression that PEFT matches in full against module names.
+
+    Raises:
+        UserError: As for `target_names`.
+    """
+    chosen = target_names(model, config, policy)
+    compact = _regex(chosen, any_layer=True)
+    reached = {name for name, _ in model.named_modules() if re.fullmatch(compact, name)}
+    return compact if reached == set(chosen) else _regex(chosen, any_layer=False)
+
+
+def target_names(model: nn.Module, config: TargetedConfig, policy: Policy) -> list[str]:
+    """Returns the linear layers that get an adapter, in model order.
 
     Args:
         model: The base model.
-        targets: `all-linear`, or module names as a suffix (`q_proj`, `mlp.up_proj`).
+        config: The targets.
         policy: Where adapters may go.
 
     Raises:
         UserError: A target matches no linear layer, or only what is frozen.
     """
     linears = [name for name, module in model.named_modules() if _is_linear(module) and not name.endswith("lm_head")]
-    chosen: list[str] = []
-    for target in targets:
-        matched = linears if target == ALL_LINEAR else [n for n in linears if n == target or n.endswith(f".{target}")]
+    chosen: set[str] = set()
+    for key, target, matched in _matched(linears, config):
         if not matched:
             leaves = sorted({name.rpartition(".")[2] for name in linears})
-            raise reject("tuner.target_modules", target, f"matches no linear layer; known: {', '.join(leaves)}")
-        free = [name for name in matched if policy.allows(name) and _weight_is_free(model, name, policy)]
+            raise reject(key, target, f"matches no linear layer; known: {', '.join(leaves)}")
+        free = {name for name in matched if policy.allows(name) and _weight_is_free(model, name, policy)}
         if not free:
-            raise reject("tuner.target_modules", target, _only_frozen(matched, policy))
-        chosen += free
-    compact = _regex(chosen, any_layer=True)
-    reached = {name for name, _ in model.named_modules() if re.fullmatch(compact, name)}
-    return compact if reached == set(chosen) else _regex(chosen, any_layer=False)
+            raise reject(key, target, _only_frozen(matched, policy))
+        chosen |= free
+    return [name for name in linears if name in chosen]
+
+
+def _matched(linears: Sequence[str], config: TargetedConfig) -> list[tuple[str, str, list[str]]]:
+    """Returns each target under its key, with the layers that it matches."""
+    if config.target_regex is not None:
+        found = [name for name in linears if re.fullmatch(config.target_regex, name)]
+        return [("tuner.target_regex", config.target_regex, found)]
+
+    def matches(target: str) -> list[str]:
+        return [name for name in linears if target == ALL_LINEAR or name == target or name.endswith(f".{target}")]
+
+    return [("tuner.target_modules", target, matches(target)) for target in config.target_modules]
 
 
 def _weight_is_free(model: nn.Module, name: str, policy: Policy) -> bool:

@@ -1,10 +1,11 @@
 """What every tuner's builder returns: a model with its trainable parameters marked, and how to export it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 
@@ -20,3 +21,15 @@ class Tuned:
     """Writes the result below a run folder, `adapter/` or `model/`, and returns that folder."""
     default_lr: float
     """Learning rate where `optim.lr` is null."""
+    adapter: frozenset[str] = frozenset()
+    """Names in `model` of the parameters that the method added to the base model."""
+    lr_scales: dict[str, float] = field(default_factory=dict)
+    """Factor on the learning rate of a parameter's component, by name in `model`; 1 where absent."""
+    regularizer: Callable[[], Tensor] | None = None
+    """Returns what is added to the loss of an optimiser step (scalar)."""
+    after_step: Callable[[int], None] | None = None
+    """Called with the number of the optimiser step just done, from 1, while its gradients are still there."""
+    state: Callable[[], dict[str, Any]] | None = None
+    """Returns what the method knows beside its weights, for a checkpoint: tensors, numbers, lists and dicts."""
+    load_state: Callable[[dict[str, Any]], None] | None = None
+    """Takes what `state` returned in a run that this one goes on with, before weights are loaded."""

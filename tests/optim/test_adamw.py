@@ -8,7 +8,9 @@ from torch import nn
 
 from harness import registry
 from harness.errors import UserError
-from harness.optim.adamw import AdamWConfig, build, choose_kernel
+from harness.optim.adamw import AdamWConfig, choose_kernel
+from harness.optim.adamw import build as build_adamw
+from harness.optim.group import parameter_groups
 from harness.optim.schedule import ScheduleConfig, build_schedule
 
 STEPS = 12
@@ -30,6 +32,10 @@ class Model(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.model.language_model(torch.tanh(self.model.visual.blocks(x)))
+
+
+def build(config: AdamWConfig, model: nn.Module, lr: float) -> torch.optim.AdamW:
+    return build_adamw(config, parameter_groups(model, config, lr))
 
 
 def train(model: Model, optimizer: torch.optim.Optimizer, steps: range) -> None:
@@ -128,7 +134,8 @@ def test_the_kernel_is_fused_where_torch_has_one_and_is_logged(caplog: pytest.Lo
     caplog.set_level(logging.INFO)
     optimizer = build(AdamWConfig(), Model(), 1e-4)
     assert optimizer.defaults["fused"] is True
-    assert "AdamW (fused kernel): parameters llm 36, llm_no_decay 6, vit 36" in caplog.text
+    assert "AdamW: fused kernel" in caplog.text
+    assert "optimizer groups: llm 36, llm_no_decay 6, vit 36" in caplog.text
 
 
 def test_the_kernel_is_foreach_for_a_device_without_a_fused_one() -> None:
@@ -155,7 +162,7 @@ def test_a_gradient_scaler_unscales_before_the_step_so_that_clipping_sees_true_n
 
 def test_it_is_registered() -> None:
     entry = registry.get("optim", "adamw")
-    assert (entry.config, entry.build) == (AdamWConfig, build)
+    assert (entry.config, entry.build) == (AdamWConfig, build_adamw)
 
 
 @pytest.mark.parametrize(

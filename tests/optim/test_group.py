@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from harness.errors import UserError
-from harness.optim.group import decays, parameter_groups
+from harness.optim.config import OptimConfig
+from harness.optim.group import decays, learning_rates, parameter_groups
 
 
 class Block(nn.Module):
@@ -42,11 +43,12 @@ class Model(nn.Module):
 
 
 def groups_of(model: nn.Module, vit_lr: float | None = None, aligner_lr: float | None = None) -> list[dict]:
-    return parameter_groups(model, lr=1e-4, vit_lr=vit_lr, aligner_lr=aligner_lr, weight_decay=0.1)
+    return parameter_groups(model, OptimConfig(vit_lr=vit_lr, aligner_lr=aligner_lr), 1e-4)
 
 
 def names_in(model: nn.Module, group: dict) -> list[str]:
-    return [name for name, p in model.named_parameters() if any(p is member for member in group["params"])]
+    assert all(p is dict(model.named_parameters())[name] for name, p in group["params"])
+    return [name for name, _ in group["params"]]
 
 
 def test_one_group_for_each_component_and_decay_in_order() -> None:
@@ -68,14 +70,14 @@ def test_components_without_a_rate_of_their_own_take_the_common_one() -> None:
 
 def test_every_trainable_parameter_stands_once_tied_ones_too() -> None:
     model = Model()
-    members = [id(p) for group in groups_of(model) for p in group["params"]]
+    members = [id(p) for group in groups_of(model) for _, p in group["params"]]
     assert len(members) == len(set(members)) == len(list(model.parameters()))
 
 
 def test_vectors_do_not_decay() -> None:
     model = Model()
     for group in groups_of(model):
-        assert all((p.ndim < 2) == (group["weight_decay"] == 0) for p in group["params"])
+        assert all((p.ndim < 2) == (group["weight_decay"] == 0) for _, p in group["params"])
     llm, llm_no_decay = groups_of(model)[:2]
     assert names_in(model, llm) == [
         "model.language_model.embed_tokens.weight",
@@ -106,7 +108,7 @@ def test_frozen_parameters_and_empty_groups_are_left_out() -> None:
     model.model.visual.merger.proj.weight.requires_grad_(True)
     (group,) = groups_of(model, aligner_lr=1e-5)
     assert (group["name"], group["lr"]) == ("aligner", 1e-5)
-    assert group["params"] == [model.model.visual.merger.proj.weight]
+    assert names_in(model, group) == ["model.visual.merger.proj.weight"]
 
 
 @pytest.mark.parametrize("component", ["vit", "aligner"])
@@ -125,3 +127,15 @@ def test_a_model_that_trains_nothing_is_refused() -> None:
 def test_a_parameter_of_no_component_is_refused() -> None:
     with pytest.raises(UserError, match=r"parameter weight belongs to none of"):
         groups_of(nn.Linear(2, 2))
+
+
+def test_scaled_rates_are_groups_of_their_own_and_compose_with_those_of_components() -> None:
+    scales = {"model.language_model.layers.0.proj.weight": 16.0, "model.visual.blocks.0.proj.weight": 16.0}
+    groups = parameter_groups(Model(), OptimConfig(vit_lr=1e-6), 1e-4, scales)
+    rates = {group["name"]: group["lr"] for group in groups}
+    assert rates["llm"] == 1e-4 and rates["llm_x16"] == pytest.approx(16e-4)
+    assert rates["vit"] == 1e-6 and rates["vit_x16"] == pytest.approx(16e-6) and rates["aligner"] == 1e-4
+
+
+def test_rates_are_logged_under_the_name_of_the_group_without_decay_or_not() -> None:
+    assert learning_rates(groups_of(Model(), vit_lr=1e-6)) == {"llm": 1e-4, "aligner": 1e-4, "vit": 1e-6}

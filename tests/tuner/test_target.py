@@ -6,6 +6,7 @@ from harness.errors import UserError
 from harness.freeze.policy import Policy
 from harness.model.component import Component, component_of
 from harness.tuner.target import target_regex
+from harness.tuner.targeted import TargetedConfig
 
 
 @pytest.fixture
@@ -15,7 +16,7 @@ def base(make_tuned):
 
 def matched(base, targets, *components):
     free = frozenset(name for name, _ in base.named_parameters() if component_of(name) in components)
-    regex = target_regex(base, targets, Policy(free))
+    regex = target_regex(base, TargetedConfig(target_modules=targets), Policy(free))
     return {name for name, _ in base.named_modules() if re.fullmatch(regex, name)}
 
 
@@ -46,12 +47,12 @@ def test_a_target_in_frozen_layers_of_a_free_component_is_refused(base):
     with pytest.raises(
         UserError, match=r"q_proj: lies only in what the freeze policy keeps frozen, model\.language_mode"
     ):
-        target_regex(base, ["q_proj"], Policy(free))
+        target_regex(base, TargetedConfig(target_modules=["q_proj"]), Policy(free))
 
 
 def test_some_layers_of_a_component_are_named_one_by_one(base):
     """An index that stands for all layers would reach the frozen ones too."""
     free = frozenset(name for name, _ in base.named_parameters() if ".layers.2." in name)
-    regex = target_regex(base, ["q_proj"], Policy(free))
+    regex = target_regex(base, TargetedConfig(target_modules=["q_proj"]), Policy(free))
     reached = {name for name, _ in base.named_modules() if re.fullmatch(regex, name)}
     assert reached == {"model.language_model.layers.2.self_attn.q_proj"}

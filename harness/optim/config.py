@@ -1,0 +1,64 @@
+"""What every optimiser has: learning rates by component, weight decay, clipping and the schedule."""
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from harness.errors import reject
+from harness.optim.schedule import ScheduleConfig
+
+
+@dataclass(kw_only=True, slots=True)
+class OptimConfig:
+    """Shared fields; an optimiser extends it by fields only. Defaults are those of ms-swift 4.6."""
+
+    full_only: ClassVar[bool] = False
+    """Whether the optimiser makes sense for the weights of the model alone, and is refused for adapters."""
+
+    lr: float | None = None
+    """Peak learning rate. None: 1e-4 when adapters train, 1e-5 for full fine-tuning."""
+    vit_lr: float | None = None
+    """Peak learning rate of what trains in the vision tower. None: lr. Refused where the vision tower is frozen."""
+    aligner_lr: float | None = None
+    """Peak learning rate of what trains in the mergers. None: lr. Refused where the mergers are frozen."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay of matrices, a step: weights shrink by lr x this. Vectors never decay."""
+    max_grad_norm: float | None = 1.0
+    """Gradients are scaled down to this global norm where theirs is larger. None or 0: no clipping."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """Warm-up and decay of the learning rates."""
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        for key in ("lr", "vit_lr", "aligner_lr"):
+            rate = getattr(self, key)
+            if rate is not None and not 0 < rate < math.inf:
+                raise reject(f"optim.{key}", rate, "must be above 0")
+        if not 0 <= self.weight_decay < math.inf:
+            raise reject("optim.weight_decay", self.weight_decay, "must be 0 or more")
+        if self.max_grad_norm is not None and not 0 <= self.max_grad_norm < math.inf:
+            raise reject("optim.max_grad_norm", self.max_grad_norm, "must be above 0, or null for no clipping")
+
+
+def check_betas(*betas: tuple[str, float]) -> None:
+    """Refuses a decay rate of a running mean outside [0, 1).
+
+    Args:
+        betas: Name of the key below `optim`, and its value.
+
+    Raises:
+        UserError: One is out of range.
+    """
+    for key, value in betas:
+        if not 0 <= value < 1:
+            raise reject(f"optim.{key}", value, "must be in [0, 1)")
+
+
+def check_eps(eps: float) -> None:
+    """Refuses an `optim.eps` that is not a positive number.
+
+    Raises:
+        UserError: It is out of range.
+    """
+    if not 0 < eps < math.inf:
+        raise reject("optim.eps", eps, "must be above 0")

@@ -1,0 +1,31 @@
+"""What every adapter has: which modules it goes into, what trains in full beside it, and its dtype."""
+
+import re
+from dataclasses import dataclass, field
+
+from harness.errors import reject
+from harness.tuner.trained_dtype import TrainedDtype
+
+
+@dataclass(kw_only=True, slots=True)
+class TargetedConfig:
+    """Shared fields; a method extends it by fields only."""
+
+    target_modules: list[str] = field(default_factory=lambda: ["all-linear"])
+    """Module names as a suffix (`q_proj`, `mlp.up_proj`) or all-linear: every linear layer of what is not frozen."""
+    target_regex: str | None = None
+    """Instead of target_modules: a regular expression that names of linear layers match in full."""
+    modules_to_save: list[str] = field(default_factory=list)
+    """Modules that train themselves beside the adapter, saved with it, as suffixes: `lm_head`, `visual.merger`."""
+    dtype: TrainedDtype = TrainedDtype.float32
+    """Storage type of what trains; float32 keeps small updates that bfloat16 would round away."""
+
+    def __post_init__(self) -> None:
+        if not self.target_modules:
+            raise reject("tuner.target_modules", [], "name at least one module, or all-linear")
+        if self.target_regex is not None and self.target_modules != ["all-linear"]:
+            raise reject("tuner.target_regex", self.target_regex, "stands instead of tuner.target_modules: give one")
+        try:
+            re.compile(self.target_regex or "")
+        except re.error as error:
+            raise reject("tuner.target_regex", self.target_regex, f"is no regular expression ({error})") from error
