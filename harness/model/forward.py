@@ -69,6 +69,9 @@ def _decode(
         hidden_BSD = hidden_BSD.flatten(0, 1).unsqueeze(0)
         positions_4BS = positions_4BS.flatten(1).unsqueeze(1)
     attention = _attention(language, hidden_BSD, batch)
+    # Stands on the text model where an adapter has to know more of the batch than a layer is told.
+    if (observe := getattr(language, "observe_batch", None)) is not None:
+        observe(batch)
     rotation = language.rotary_emb(hidden_BSD, positions_4BS[1:])
     for number, layer in enumerate(language.layers):
         hidden_BSD = layer(hidden_BSD, position_embeddings=rotation, **attention)
