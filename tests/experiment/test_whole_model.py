@@ -9,7 +9,11 @@ from transformers import Qwen3VLForConditionalGeneration
 from harness.trainer.checkpoint import FILE
 
 
-@pytest.mark.parametrize("choice", [["tuner=llamapro", "tuner.num_new_blocks=2"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "choice",
+    [["tuner=llamapro", "tuner.num_new_blocks=2"], ["tuner=longlora", "data.packing=true", "data.packing_length=64"]],
+    ids=" ".join,
+)
 def test_a_resumed_run_is_the_run_it_would_have_been(run, choice):
     common = [*choice, "optim.lr=1e-3", "trainer.batch_size=4", "trainer.max_steps=4", "trainer.val_every_steps=4"]
     common += ["trainer.save_every_steps=2", "trainer.keep_checkpoints=9"]
