@@ -81,7 +81,7 @@ def use_varlen(model: PreTrainedModel) -> None:
 
 def takes_cu_seqlens(name: str) -> bool:
     """Returns whether the text side's kernel is told where samples begin, and so takes one row without a mask."""
-    return name == _TEXT or name.startswith("flash_attention_")
+    return name.startswith((_TEXT, "flash_attention_"))
 
 
 def _attend(

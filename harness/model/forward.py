@@ -102,11 +102,12 @@ def embedding_noise(hidden_BSD: Tensor, batch: "Batch", alpha: float) -> Tensor:
 
 
 def _attention(language: Any, hidden_BSD: Tensor, batch: "Batch") -> dict[str, Any]:
-    """Returns the arguments of a decoder layer that keep samples apart: where they begin, or a mask."""
+    """Returns the arguments of a decoder layer that keep samples apart: where they begin, or that and a mask."""
+    starts, longest = batch.cu_seqlens, batch.max_seqlen
+    names = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+    told = dict(zip(names, (starts, starts, longest, longest), strict=True))
     if takes_cu_seqlens(language.config._attn_implementation):
-        starts, longest = batch.cu_seqlens, batch.max_seqlen
-        names = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
-        return dict(zip(names, (starts, starts, longest, longest), strict=True), attention_mask=None)
+        return {**told, "attention_mask": None}
     mask = create_causal_mask(
         config=language.config,
         inputs_embeds=hidden_BSD,
@@ -115,7 +116,7 @@ def _attention(language: Any, hidden_BSD: Tensor, batch: "Batch") -> dict[str, A
         # Without a mask of the padding, transformers takes a new sample to begin where this row does not count on.
         position_ids=batch.position_ids[0],
     )
-    return {"attention_mask": mask}
+    return {**told, "attention_mask": mask}
 
 
 def _blank_image(visual: Any) -> Tensor:
