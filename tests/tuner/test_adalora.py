@@ -12,8 +12,14 @@ from harness.model.forward import loss_sum, supervised_logits
 from harness.tuner.adalora import AdaloraConfig
 from harness.tuner.rank_allocation import orthogonality
 
-RANKS = ("tuner=adalora", "tuner.target_r=2", "tuner.init_r=4", "tuner.dropout=0")
-NUM_LAYERS = 4 * 7
+RANKS = (
+    "tuner=adalora",
+    "tuner.target_r=2",
+    "tuner.init_r=4",
+    "tuner.dropout=0",
+    "tuner.target_modules=[q_proj,down_proj]",
+)
+NUM_LAYERS = 4 * 2
 
 
 def factors(tuned, leaf):
@@ -37,8 +43,8 @@ def ranks(tuned):
 def test_trainable_count_is_that_of_the_paper(make_tuned):
     """init_r x (inputs + outputs + 1): P, Q and the diagonal (arXiv 2303.10512, equation 3)."""
     linears = make_tuned("tuner=full").base.model.language_model.layers.modules()
-    expected = sum(4 * (m.in_features + m.out_features + 1) for m in linears if isinstance(m, torch.nn.Linear))
-    assert sum(p.numel() for p in make_tuned(*RANKS).model.parameters() if p.requires_grad) == expected
+    expected = sum(12 * (m.in_features + m.out_features + 1) for m in linears if isinstance(m, torch.nn.Linear))
+    assert sum(p.numel() for p in make_tuned("tuner=adalora").model.parameters() if p.requires_grad) == expected
 
 
 def test_ranks_follow_the_cubic_schedule_and_end_at_the_budget(make_tuned, make_batch):
@@ -55,7 +61,7 @@ def test_ranks_follow_the_cubic_schedule_and_end_at_the_budget(make_tuned, make_
 
 
 def test_export_has_the_ranks_dealt_out_and_loads_to_equal_logits(make_tuned, make_batch, tmp_path):
-    tuned, batch = make_tuned(*RANKS), make_batch(0, 1)
+    tuned, batch = make_tuned(*RANKS), make_batch(0)
     train(tuned, batch, range(1, 21))
     entries = factors(tuned, "E")
     with torch.no_grad():
@@ -108,7 +114,7 @@ def test_no_regularizer_at_weight_zero(make_tuned):
 
 def test_a_resume_goes_on_bit_by_bit(make_tuned, make_batch, tmp_path):
     """State goes through a file that torch reads with `weights_only`."""
-    whole, batch = make_tuned(*RANKS), make_batch(0, 1)
+    whole, batch = make_tuned(*RANKS), make_batch(0)
     optimizer = train(whole, batch, range(1, 9))
     file = tmp_path / "state.pt"
     torch.save([whole.state(), whole.model.state_dict(), optimizer.state_dict()], file)
