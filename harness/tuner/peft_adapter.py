@@ -11,7 +11,7 @@ from harness.freeze.policy import Policy
 from harness.model.component import strip_peft
 from harness.model.loading import Loaded
 from harness.tuner.beside import modules_beside
-from harness.tuner.target import target_regex
+from harness.tuner.target import LINEAR, Kind, target_regex
 from harness.tuner.targeted import TargetedConfig
 from harness.tuner.tuned import Tuned
 
@@ -19,7 +19,14 @@ DEFAULT_LR = 1e-4
 """Default learning rate of adapters in ms-swift 4.6."""
 
 
-def wrap(loaded: Loaded, policy: Policy, config: TargetedConfig, kind: type[PeftConfig], **options: Any) -> Tuned:
+def wrap(
+    loaded: Loaded,
+    policy: Policy,
+    config: TargetedConfig,
+    kind: type[PeftConfig],
+    into: Kind = LINEAR,
+    **options: Any,
+) -> Tuned:
     """Wraps a base model with a method of PEFT.
 
     Args:
@@ -27,6 +34,7 @@ def wrap(loaded: Loaded, policy: Policy, config: TargetedConfig, kind: type[Peft
         policy: Where adapters may go, and what trains in full beside them.
         config: Targets and dtype.
         kind: The method's config class.
+        into: What the method goes into.
         options: Its fields, but for targets and modules to save.
 
     Raises:
@@ -34,12 +42,11 @@ def wrap(loaded: Loaded, policy: Policy, config: TargetedConfig, kind: type[Peft
     """
     base = loaded.model
     beside = modules_beside(base, config.modules_to_save, policy)
-    settings = kind(
-        target_modules=target_regex(base, config, policy),  # type: ignore[call-arg]
-        modules_to_save=beside or None,
-        **options,
-    )
+    if beside:
+        options["modules_to_save"] = beside
+    settings = kind(target_modules=target_regex(base, config, policy, into), **options)  # type: ignore[call-arg]
     known = {name for name, _ in base.named_parameters(remove_duplicate=False)}
+    buffers = set(base.buffers())
     model = get_peft_model(base, settings, autocast_adapter_dtype=False)
     adapter = frozenset(name for name, _ in model.named_parameters() if base_name(name) not in known)
     for name, parameter in model.named_parameters():
@@ -49,6 +56,10 @@ def wrap(loaded: Loaded, policy: Policy, config: TargetedConfig, kind: type[Peft
         elif base_name(name) not in policy.free:
             # PEFT's bias=all knows nothing of the freeze policy.
             parameter.requires_grad_(False)
+    for buffer in model.buffers():
+        # A method's fixed matrices, which PEFT makes in the base's type, meet its weights in products.
+        if buffer not in buffers and buffer.is_floating_point():
+            buffer.data = buffer.data.to(getattr(torch, config.dtype.name))
     return Tuned(model, base, _exporter(model), DEFAULT_LR, adapter)
 
 

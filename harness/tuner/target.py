@@ -1,7 +1,9 @@
 """Turns a tuner's targets and a freeze policy into the exact modules that get an adapter."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -14,50 +16,82 @@ ALL_LINEAR = "all-linear"
 """Every linear layer that the freeze policy leaves free, but the head, as ms-swift's default."""
 
 
-def target_regex(model: nn.Module, config: TargetedConfig, policy: Policy) -> str:
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a method goes into; `all-linear` stands for all of it."""
+
+    noun: str
+    """For messages."""
+    fits: Callable[[str, nn.Module], bool]
+    """Returns whether a module is one, given its name in the model and itself."""
+
+
+def _is_linear(name: str, module: nn.Module) -> bool:
+    # Quantised layers are subclasses of nn.Linear or carry its two sizes.
+    return isinstance(module, nn.Linear) or {"in_features", "out_features"} <= vars(module).keys()
+
+
+LINEAR = Kind("linear layer", _is_linear)
+"""What nearly every method goes into."""
+
+
+def target_regex(model: nn.Module, config: TargetedConfig, policy: Policy, into: Kind = LINEAR) -> str:
     """Returns a regular expression that PEFT matches in full against module names.
 
     Raises:
         UserError: As for `target_names`.
     """
-    chosen = target_names(model, config, policy)
+    chosen = target_names(model, config, policy, into)
     compact = _regex(chosen, any_layer=True)
     reached = {name for name, _ in model.named_modules() if re.fullmatch(compact, name)}
     return compact if reached == set(chosen) else _regex(chosen, any_layer=False)
 
 
-def target_names(model: nn.Module, config: TargetedConfig, policy: Policy) -> list[str]:
-    """Returns the linear layers that get an adapter, in model order.
+def target_sizes(model: nn.Module, config: TargetedConfig, policy: Policy) -> dict[str, tuple[int, int]]:
+    """Returns inputs and outputs of each linear layer that gets an adapter, by name.
+
+    Raises:
+        UserError: As for `target_names`.
+    """
+    layers: dict[str, Any] = {name: model.get_submodule(name) for name in target_names(model, config, policy)}
+    return {name: (layer.in_features, layer.out_features) for name, layer in layers.items()}
+
+
+def target_names(model: nn.Module, config: TargetedConfig, policy: Policy, into: Kind = LINEAR) -> list[str]:
+    """Returns the modules that get an adapter, in model order.
 
     Args:
         model: The base model.
         config: The targets.
         policy: Where adapters may go.
+        into: What the method goes into.
 
     Raises:
-        UserError: A target matches no linear layer, or only what is frozen.
+        UserError: A target matches nothing of that kind, or only what is frozen.
     """
-    linears = [name for name, module in model.named_modules() if _is_linear(module) and not name.endswith("lm_head")]
+    fitting = [
+        name for name, module in model.named_modules() if into.fits(name, module) and not name.endswith("lm_head")
+    ]
     chosen: set[str] = set()
-    for key, target, matched in _matched(linears, config):
+    for key, target, matched in _matched(fitting, config):
         if not matched:
-            leaves = sorted({name.rpartition(".")[2] for name in linears})
-            raise reject(key, target, f"matches no linear layer; known: {', '.join(leaves)}")
+            leaves = sorted({name.rpartition(".")[2] for name in fitting})
+            raise reject(key, target, f"matches no {into.noun}; known: {', '.join(leaves)}")
         free = {name for name in matched if policy.allows(name) and _weight_is_free(model, name, policy)}
         if not free:
             raise reject(key, target, _only_frozen(matched, policy))
         chosen |= free
-    return [name for name in linears if name in chosen]
+    return [name for name in fitting if name in chosen]
 
 
-def _matched(linears: Sequence[str], config: TargetedConfig) -> list[tuple[str, str, list[str]]]:
-    """Returns each target under its key, with the layers that it matches."""
+def _matched(fitting: Sequence[str], config: TargetedConfig) -> list[tuple[str, str, list[str]]]:
+    """Returns each target under its key, with the modules that it matches."""
     if config.target_regex is not None:
-        found = [name for name in linears if re.fullmatch(config.target_regex, name)]
+        found = [name for name in fitting if re.fullmatch(config.target_regex, name)]
         return [("tuner.target_regex", config.target_regex, found)]
 
     def matches(target: str) -> list[str]:
-        return [name for name in linears if target == ALL_LINEAR or name == target or name.endswith(f".{target}")]
+        return [name for name in fitting if target == ALL_LINEAR or name == target or name.endswith(f".{target}")]
 
     return [("tuner.target_modules", target, matches(target)) for target in config.target_modules]
 
@@ -73,11 +107,6 @@ def _only_frozen(matched: Sequence[str], policy: Policy) -> str:
     if policy.components().isdisjoint(frozen):
         return f"lies only in {names(frozen)}, which the freeze policy keeps frozen"
     return f"lies only in what the freeze policy keeps frozen, {matched[0]} among it"
-
-
-def _is_linear(module: nn.Module) -> bool:
-    # Quantised layers are subclasses of nn.Linear or carry its two sizes.
-    return isinstance(module, nn.Linear) or {"in_features", "out_features"} <= vars(module).keys()
 
 
 def _regex(chosen: Sequence[str], *, any_layer: bool) -> str:
