@@ -19,6 +19,7 @@ from harness.tuner.tuned import Tuned
 
 FOLDER = "new_tokens"
 """Inside an adapter's folder: the new rows, where the adapter's own format has no place for them."""
+_HEAD = "lm_head"
 _CONFIG, _WEIGHTS, _NATIVE = "adapter_config.json", "adapter_model.safetensors", "trainable_token_indices"
 
 
@@ -84,7 +85,9 @@ def _write(folder: Path, rows: dict[str, Tensor], ids: list[int], base: str) -> 
         token_indices=ids, target_modules=names, base_model_name_or_path=base, inference_mode=True
     )
     own.save_pretrained(str(folder / FOLDER))
-    save_file(_keys(rows, ""), folder / FOLDER / _WEIGHTS, {"format": "pt"})
+    # Of tied tables PEFT wants the rows under both names.
+    both = {_HEAD: next(iter(rows.values())).clone()} | rows
+    save_file(_keys(both, ""), folder / FOLDER / _WEIGHTS, {"format": "pt"})
 
 
 def _keys(rows: dict[str, Tensor], inner: str) -> dict[str, Tensor]:
