@@ -55,6 +55,11 @@ class RunConfig:
         if self.optim.full_only and not is_full:
             remedy = f"trains the model's own weights, and tuner={self.tuner.name} is an adapter; set tuner=full"
             raise reject("optim", self.optim.name, remedy)
+        if self.model.new_special_tokens and not self.model.train_new_tokens and not is_full:
+            remedy = (
+                f"tuner={self.tuner.name} leaves the embedding alone, and its export would lack new tokens; set true"
+            )
+            raise reject("model.train_new_tokens", "false", remedy)
         if self.freeze.full and is_full:
             full = [item.name for item in self.freeze.full]
             raise reject(

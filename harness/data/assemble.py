@@ -15,6 +15,7 @@ from harness.data.media.video import VideoSampling
 from harness.data.template.encoder import Encoder
 from harness.data.template.render import Renderer
 from harness.data.template.text import TextEncoder
+from harness.errors import reject
 from harness.model.processor import Processor
 from harness.registry import build
 
@@ -44,6 +45,10 @@ def make_encoder(config: DataConfig, processor: Processor) -> Encoder:
     Raises:
         UserError: The checkpoint is no Qwen3-VL, or a setting does not fit it.
     """
+    if processor.longest is not None and (config.max_length or 0) > processor.longest:
+        remedy = f"model.rope_scaling makes room for {processor.longest:,} tokens; raise model.max_model_len"
+        raise reject("data.max_length", config.max_length, remedy)
+    longest = min((limit for limit in (config.longest_sample(), processor.longest) if limit is not None), default=None)
     tokenizer, images = processor.tokenizer, processor.image_processor
     set_budget(images, config.image)
     renderer = Renderer(
@@ -57,7 +62,7 @@ def make_encoder(config: DataConfig, processor: Processor) -> Encoder:
     sampling = VideoSampling(video.fps, video.min_frames, video.max_frames, images.temporal_patch_size)
     pixels = PixelMaker(images, set_video_budget(processor.video_settings, video))
     text = TextEncoder(tokenizer, renderer, sampling)
-    return Encoder(text, pixels, max_length=config.longest_sample(), truncation=config.truncation)
+    return Encoder(text, pixels, max_length=longest, truncation=config.truncation)
 
 
 def text_key(config: DataConfig, text: TextEncoder) -> str:

@@ -40,6 +40,7 @@ from harness.trainer.gradient_check import check_reachable
 from harness.trainer.module import TrainingModule
 from harness.trainer.recorder import DivergedError, Recorder
 from harness.trainer.standard import pick_accelerator
+from harness.tuner.new_tokens import settle
 from harness.tuner.outlook import Outlook
 from harness.tuner.tuned import Tuned
 
@@ -105,6 +106,7 @@ def _tuned(config: RunConfig, data: DataModule, folder: RunFolder) -> Tuned:
     device = torch.device("cuda", local_rank()) if pick_accelerator(config.trainer) == "gpu" else torch.device("cpu")
     outlook = Outlook(data.total_steps, data.calibration_batches, device, folder.checkpoints / "start.safetensors")
     tuned = build("tuner", config.tuner, loaded, build("freeze", config.freeze, loaded.model), outlook)
+    settle(tuned, loaded.new_tokens, config.model.train_new_tokens)
     check_reachable(tuned.model, data.shows_something)
     build("memory", config.memory, tuned.base)
     return tuned

@@ -1,4 +1,4 @@
-"""Loads weights with transformers, frozen, and sets the attention kernel."""
+"""Loads weights with transformers, frozen: RoPE scaling, rows of new tokens, absent weights, the attention kernel."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +12,12 @@ from transformers import AutoConfig, PreTrainedModel
 from harness.errors import UserError, reject
 from harness.model.attention import check_available, pick_attention, use_varlen
 from harness.model.checkpoint_path import MODEL_TYPES, resolve
+from harness.model.initialisation import fill_absent
+from harness.model.new_rows import NewTokens, add_rows
 from harness.model.patch_embed import make_linear
-from harness.model.qwen3_vl import Attention, Dtype, Qwen3VLConfig
+from harness.model.processor import load_tokenizer
+from harness.model.qwen3_vl import Attention, Dtype, InitStrategy, Qwen3VLConfig
+from harness.model.rope_scaling import forget_longer_batches, parse, scale
 
 _CLASSES = {"qwen3_vl": "Qwen3VLForConditionalGeneration", "qwen3_vl_moe": "Qwen3VLMoeForConditionalGeneration"}
 
@@ -25,13 +29,15 @@ class Loaded:
     model: PreTrainedModel
     path: str
     """Folder or hub id that `from_pretrained` took."""
+    new_tokens: NewTokens | None = None
 
 
 def load(config: Qwen3VLConfig) -> Loaded:
     """Loads a checkpoint onto the CPU with all parameters frozen.
 
     Raises:
-        UserError: The path holds no Qwen3-VL, can not be reached, or the attention kernel can not run here.
+        UserError: The path holds no Qwen3-VL, can not be reached, the attention kernel can not run here, or a setting
+            does not fit the checkpoint.
     """
     path = resolve(config.path)
     if config.revision is not None and Path(path).is_dir():
@@ -39,24 +45,23 @@ def load(config: Qwen3VLConfig) -> Loaded:
     check_available(config.attention)
     # varlen depends on the type of the weights, which the checkpoint knows.
     later = config.attention in (Attention.auto, Attention.varlen)
-    kind = _model_type(path, config.revision)
-    model_class = getattr(transformers, _CLASSES[kind])
+    kind = _checkpoint_config(config, path)
     model, info = _from_pretrained(
-        model_class,
+        getattr(transformers, _CLASSES[kind.model_type]),
         path,
+        config=kind,
         revision=config.revision,
         dtype="auto" if config.dtype is Dtype.auto else getattr(torch, config.dtype.name),
         attn_implementation=Attention.sdpa.name if later else config.attention.name,
         trust_remote_code=False,
     )
-    absent = sorted(set(info["missing_keys"]) | {str(item[0]) for item in info["mismatched_keys"]})
-    if absent:
-        raise reject("model.path", path, f"lacks {len(absent)} of the model's weights, {absent[0]} among them")
+    new_tokens = _initialise(model, config, path, info)
     if pick_attention(config.attention, model.dtype) == Attention.varlen.name:
         use_varlen(model)
+    forget_longer_batches(model)
     model.requires_grad_(False)
     make_linear(model.model.visual)
-    return Loaded(model, path)
+    return Loaded(model, path, new_tokens)
 
 
 def skeleton(config: Qwen3VLConfig) -> PreTrainedModel:
@@ -66,9 +71,27 @@ def skeleton(config: Qwen3VLConfig) -> PreTrainedModel:
         UserError: As for `load`, as far as the checkpoint's config tells.
     """
     path = resolve(config.path)
-    model_class = getattr(transformers, _CLASSES[_model_type(path, config.revision)])
+    kind = _checkpoint_config(config, path)
     with torch.device("meta"):
-        return model_class(AutoConfig.from_pretrained(path, revision=config.revision, trust_remote_code=False))
+        return getattr(transformers, _CLASSES[kind.model_type])(kind)
+
+
+def _initialise(model: PreTrainedModel, config: Qwen3VLConfig, path: str, info: dict[str, Any]) -> NewTokens | None:
+    """Gives first values to what the checkpoint does not have: absent weights, and rows of new tokens."""
+    missing, mismatched = sorted(info["missing_keys"]), [str(item[0]) for item in info["mismatched_keys"]]
+    absent = sorted({*missing, *mismatched})
+    if absent and (mismatched or config.init_strategy is None):
+        raise reject("model.path", path, f"lacks {len(absent)} of the model's weights, {absent[0]} among them")
+    if absent:
+        assert config.init_strategy is not None
+        fill_absent(model, absent, config.init_strategy)
+    if config.new_special_tokens:
+        ids = load_tokenizer(config)[1]
+        return add_rows(model, ids, config.init_strategy or InitStrategy.mean)
+    if config.init_strategy is not None and not absent:
+        remedy = "has no effect: the checkpoint has all weights, and there are no model.new_special_tokens"
+        raise reject("model.init_strategy", config.init_strategy.name, remedy)
+    return None
 
 
 def _from_pretrained(model_class: Any, path: str, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
@@ -80,12 +103,15 @@ def _from_pretrained(model_class: Any, path: str, **options: Any) -> tuple[PreTr
         raise reject("model.path", path, f"its weights can not be read ({reason})") from error
 
 
-def _model_type(path: str, revision: str | None) -> str:
+def _checkpoint_config(config: Qwen3VLConfig, path: str) -> Any:
+    """Reads the checkpoint's config, RoPE scaled as asked for."""
     try:
-        config: Any = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+        kind: Any = AutoConfig.from_pretrained(path, revision=config.revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise reject("model.path", path, f"neither a folder nor a hub id that can be reached ({reason})") from error
-    if config.model_type not in MODEL_TYPES:
-        raise UserError(f"model.path={path}: is a {config.model_type!r} checkpoint, not a Qwen3-VL")
-    return config.model_type
+    if kind.model_type not in MODEL_TYPES:
+        raise UserError(f"model.path={path}: is a {kind.model_type!r} checkpoint, not a Qwen3-VL")
+    if (scaling := parse(config.rope_scaling, config.max_model_len)) is not None:
+        scale(kind.text_config, scaling)
+    return kind

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.errors import reject
+from harness.errors import UserError, reject
 from harness.model.checkpoint_path import resolve
+from harness.model.new_tokens import add_tokens, read_tokens
 from harness.model.qwen3_vl import Qwen3VLConfig
+from harness.model.rope_scaling import parse, scale
 
 _VIDEO, _NESTED = "video_preprocessor_config.json", "processor_config.json"
 _COPIED = (_VIDEO, _NESTED, "chat_template.json", "chat_template.jinja")
@@ -26,6 +28,8 @@ class Processor:
     tokenizer: Any
     image_processor: Any
     path: str
+    longest: int | None = None
+    """Tokens that `model.rope_scaling` makes room for; None without it."""
     video_settings: dict[str, Any] = field(default_factory=dict)
     """Settings of the checkpoint's video processor; `data/media/image_budget.py` puts those in force into them."""
 
@@ -48,21 +52,57 @@ def load_processor(config: Qwen3VLConfig) -> Processor:
     """Loads tokenizer and PIL-backed image processor.
 
     Raises:
-        UserError: The checkpoint can not be reached or lacks processor files.
+        UserError: The checkpoint can not be reached or lacks processor files, or a setting does not fit it.
     """
-    from transformers import AutoTokenizer
-
     # By its own name: AutoImageProcessor asks for torchvision in transformers 5.17, whatever the backend.
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     path = resolve(config.path)
+    tokenizer, _ = load_tokenizer(config)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=config.revision, trust_remote_code=False)
         image_processor = Qwen2VLImageProcessorPil.from_pretrained(path, revision=config.revision or "main")
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise reject("model.path", config.path, f"no tokenizer and image processor can be loaded ({reason})") from error
-    return Processor(tokenizer, image_processor, path, _video_settings(config, path))
+        raise _not_loaded(config, error) from error
+    longest = _longest(config, path)
+    if longest is not None:
+        tokenizer.model_max_length = longest
+    return Processor(tokenizer, image_processor, path, longest, _video_settings(config, path))
+
+
+def load_tokenizer(config: Qwen3VLConfig) -> tuple[Any, range]:
+    """Loads the tokenizer with `model.new_special_tokens` added.
+
+    Returns:
+        The tokenizer, and the ids of the new tokens.
+
+    Raises:
+        UserError: The checkpoint can not be reached or lacks tokenizer files, or a new token can not be used.
+    """
+    from transformers import AutoTokenizer
+
+    tokens = read_tokens(config.new_special_tokens)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            resolve(config.path), revision=config.revision, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise _not_loaded(config, error) from error
+    return tokenizer, add_tokens(tokenizer, tokens)
+
+
+def _not_loaded(config: Qwen3VLConfig, error: Exception) -> UserError:
+    reason = str(error).splitlines()[0]
+    return reject("model.path", config.path, f"no tokenizer and image processor can be loaded ({reason})")
+
+
+def _longest(config: Qwen3VLConfig, path: str) -> int | None:
+    from transformers import AutoConfig
+
+    scaling = parse(config.rope_scaling, config.max_model_len)
+    if scaling is None:
+        return None
+    kind: Any = AutoConfig.from_pretrained(path, revision=config.revision, trust_remote_code=False)
+    return scale(kind.text_config, scaling)
 
 
 def _video_settings(config: Qwen3VLConfig, path: str) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """Any Qwen3-VL checkpoint: dense, mixture of experts or Thinking, from a folder or a hub id."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
+from harness.errors import reject
+from harness.model.rope_scaling import parse
 from harness.registry import register
 
 if TYPE_CHECKING:
@@ -34,9 +36,23 @@ class Attention(Enum):
     flash_attention_4 = "flash_attention_4"
 
 
+class InitStrategy(Enum):
+    """Rule for weights that the checkpoint does not give; `mean` is for the rows of new tokens alone."""
+
+    mean = "mean"
+    zero = "zero"
+    uniform = "uniform"
+    normal = "normal"
+    xavier_uniform = "xavier_uniform"
+    xavier_normal = "xavier_normal"
+    kaiming_uniform = "kaiming_uniform"
+    kaiming_normal = "kaiming_normal"
+    orthogonal = "orthogonal"
+
+
 @dataclass(kw_only=True, slots=True)
 class Qwen3VLConfig:
-    """Where the checkpoint lies and how its weights are held."""
+    """Where the checkpoint lies, how its weights are held, and what is added to it."""
 
     name: str = "qwen3_vl"
     path: str = MISSING
@@ -47,6 +63,27 @@ class Qwen3VLConfig:
     """Storage type of the base weights; auto takes the checkpoint's own. Adapters have their own (`tuner.dtype`)."""
     attention: Attention = Attention.auto
     """Attention kernel; auto takes varlen, which needs no package, on a GPU for weights of 16 bits, else sdpa."""
+    new_special_tokens: list[str] = field(default_factory=list)
+    """Tokens to add, each a text or the path of a .txt file with one a line: `["<cat>",tokens.txt]`. Rows may use
+    them; each stays one token."""
+    train_new_tokens: bool = False
+    """Of the embedding and the head train the rows of new_special_tokens alone, whatever the tuner and the policy."""
+    init_strategy: InitStrategy | None = None
+    """Rule for the rows of new tokens (null: mean of the old rows) and for matrices that the checkpoint lacks (null or
+    mean: refuse it)."""
+    rope_scaling: Any = None
+    """Longer contexts: linear, dynamic or yarn with max_model_len, or a map {type: yarn, factor: 2.0}, JSON too. For
+    adapters set it at inference as well."""
+    max_model_len: int | None = None
+    """Longest sample in tokens that rope_scaling makes room for; the factor is this by the checkpoint's own length,
+    rounded up."""
+
+    def __post_init__(self) -> None:
+        if self.train_new_tokens and not self.new_special_tokens:
+            raise reject("model.train_new_tokens", "true", "there are none: give model.new_special_tokens")
+        if self.init_strategy is InitStrategy.mean and not self.new_special_tokens:
+            raise reject("model.init_strategy", "mean", "is for new tokens alone: give model.new_special_tokens")
+        parse(self.rope_scaling, self.max_model_len)
 
 
 @register("model", Qwen3VLConfig)

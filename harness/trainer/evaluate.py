@@ -11,6 +11,7 @@ from lightning import Trainer
 from transformers import PreTrainedTokenizerBase
 
 from harness.data.datamodule import DataModule
+from harness.data.template.control import ControlTokens
 from harness.model.forward import loss_sum, supervised_logits
 from harness.trainer.module import TrainingModule
 
@@ -79,7 +80,9 @@ class Evaluator:
 
 
 def generate(model: Any, tokenizer: PreTrainedTokenizerBase, batch: Any, max_new_tokens: int) -> list[str]:
-    """Generates greedily from left-padded prompts and returns the new text of each, without special tokens.
+    """Generates greedily from left-padded prompts and returns the new text of each, without control tokens.
+
+    Special tokens that are content stay: new ones, and marks such as `<|box_start|>`, which references hold too.
 
     Args:
         model: The Qwen3-VL, in evaluation mode.
@@ -105,7 +108,9 @@ def generate(model: Any, tokenizer: PreTrainedTokenizerBase, batch: Any, max_new
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return tokenizer.batch_decode(tokens_BS[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
+    hidden = ControlTokens(tokenizer).ids
+    new = tokens_BS[:, batch.input_ids.shape[1] :].tolist()
+    return tokenizer.batch_decode([[token for token in tokens if token not in hidden] for tokens in new])
 
 
 def drop_after(predictions: Path, step: int) -> None:

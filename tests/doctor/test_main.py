@@ -61,6 +61,20 @@ class TestGoodData:
         told = doctor("model=qwen3_vl", f"model.path={checkpoint}", "data=digits", "data.train_rows=8")
         assert told.code == 0, told.err
 
+    def test_new_tokens_and_a_longer_context_are_seen(self, doctor, write_rows, row):
+        train, alone = write_rows(row("what is a <cat>?")), "model.train_new_tokens=true"
+        length = ["model.rope_scaling=yarn", "model.max_model_len=8192"]
+        tokens = [
+            doctor("data=jsonl", f"data.train={train}", *more).report["splits"]["train"]["tokens"]["spread"]["tokens"]
+            for more in ([], ['model.new_special_tokens=["<cat>"]', alone, *length])
+        ]
+        assert tokens[1]["total"] < tokens[0]["total"]
+        for wrong, message in (("<|im_end|>", "has this token already"), ("im_start", "stands in the chat template")):
+            told = doctor("data=digits", f'model.new_special_tokens=["{wrong}"]', alone)
+            assert told.code == 2 and message in told.err
+        told = doctor("data=digits", "model.rope_scaling=yarn", "model.max_model_len=100")
+        assert told.code == 2 and "takes 4,096 tokens already" in told.err
+
     def test_findings_are_listed_and_do_not_change_the_exit_code(self, doctor, write_rows, write_image, row):
         image = write_image("a.png")
         boxes = row('{"bbox_2d": [1, 2, 3000, 4]}', image)

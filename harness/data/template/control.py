@@ -17,6 +17,8 @@ class ControlTokens:
         special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
         ends = (tokenizer.eos_token, tokenizer.pad_token)
         tokens = sorted((token for token in special if token in template or token in ends), key=len, reverse=True)
+        self.ids = frozenset(tokenizer.convert_tokens_to_ids(tokens))
+        """Of the control tokens."""
         self._pattern = re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
         # Nearly no text holds even what all of them begin with, and looking for that is the quicker.
         self._prefix = _common_prefix(tokens)
