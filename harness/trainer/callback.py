@@ -79,6 +79,7 @@ class BetweenSteps(lightning.Callback):
         self.val_every = config.val_every_steps or data.steps_per_epoch(config.devices)
         self.save_every = config.save_every_steps or self.val_every
         self.val_at_start = config.val_at_start
+        self.checkpoints = config.checkpoints
         self._last_step = 0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -102,8 +103,8 @@ class BetweenSteps(lightning.Callback):
         self._record(pl_module, step)
         last = step == pl_module.total_steps
         validate = self.evaluator is not None and (last or step % self.val_every == 0)
-        save = last or step % self.save_every == 0
-        if not (validate or save or self.recorder.num_pending >= self.log_every):
+        save = self.checkpoints and (last or step % self.save_every == 0)
+        if not (last or validate or save or self.recorder.num_pending >= self.log_every):
             return
         interval = pl_module.meter.end_interval(self.data.take_wait_seconds())
         self.progression.memory = peak_memory(pl_module.device)
@@ -112,7 +113,7 @@ class BetweenSteps(lightning.Callback):
             metrics = self._evaluate(trainer, pl_module, step) if validate else {}
             self.recorder.commit(metrics)
             best = self._is_best(metrics, step)
-            if save or best:
+            if save or (best and self.checkpoints):
                 self.checkpointer.save(trainer, step, best=best)
         if trainer.is_global_zero:
             self.folder.write_status(last_step=step)

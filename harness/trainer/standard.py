@@ -56,6 +56,8 @@ class StandardConfig:
     """Rows per device in validation and generation."""
     save_every_steps: int | None = None
     """Optimiser steps between checkpoints; null saves after each validation. The last step always saves."""
+    checkpoints: bool = True
+    """Write checkpoints. false saves disk and time where only figures count: a stopped run begins anew."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept beside the best one."""
     monitor: str = "val/loss"
@@ -78,6 +80,10 @@ class StandardConfig:
             raise reject("trainer.max_epochs", self.max_epochs, "must be more than 0, and finite")
         if self.neftune_alpha is not None and not 0 < self.neftune_alpha < math.inf:
             raise reject("trainer.neftune_alpha", self.neftune_alpha, "must be more than 0, or null for no noise")
+        if not self.checkpoints:
+            for key in ("load_best", "save_every_steps"):
+                if getattr(self, key):
+                    raise reject(f"trainer.{key}", getattr(self, key), "needs trainer.checkpoints=true")
         if self.monitor not in METRICS:
             raise reject("trainer.monitor", self.monitor, f"known: {', '.join(METRICS)}")
 

@@ -106,6 +106,14 @@ def test_frozen_weights_do_not_change_in_a_run(run, make_tuned):
         assert changed == (component_of(name) is Component.aligner), name
 
 
+def test_a_run_without_checkpoints_has_its_figures_and_its_result(run):
+    folder, code = run("a", "trainer.max_steps=3", "trainer.val_every_steps=1", "trainer.checkpoints=false")
+    assert code == 0 and not list(folder.path.glob("checkpoints/*"))
+    summary = json.loads(folder.summary.read_text())
+    assert summary["steps"] == 3 and summary["best"]["step"] is not None and summary["tokens_per_s"] > 0
+    assert (folder.path / "adapter" / "adapter_model.safetensors").is_file()
+
+
 def test_best_checkpoint_is_exported_when_asked(run, monkeypatch):
     """The validation loss is made to rise, so that the best weights are not the last ones."""
     losses = iter([0.5, 1.0, 2.0, 3.0])

@@ -10,6 +10,12 @@ from harness.trainer.standard import Accelerator, StandardConfig, pick_accelerat
         ({"batch_size": 0}, r"trainer\.batch_size=0: must be 1 or more"),
         ({"max_steps": 0}, r"trainer\.max_steps=0: must be 1 or more, or null"),
         ({"max_epochs": 0.0}, r"trainer\.max_epochs=0\.0: must be more than 0"),
+        ({"neftune_alpha": 0.0}, r"trainer\.neftune_alpha=0\.0: must be more than 0, or null"),
+        ({"checkpoints": False, "load_best": True}, r"trainer\.load_best=True: needs trainer\.checkpoints=true"),
+        (
+            {"checkpoints": False, "save_every_steps": 5},
+            r"trainer\.save_every_steps=5: needs trainer\.checkpoints=true",
+        ),
         ({"monitor": "loss"}, r"trainer\.monitor=loss: known: val/loss, val/exact_match"),
     ],
 )
