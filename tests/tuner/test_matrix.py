@@ -1,4 +1,4 @@
-"""Every tuner in every precision, layout and memory setting: it starts, learns, changes what it says, and comes back."""
+"""Every tuner in every precision, layout and memory setting: it learns, and changes what it trains alone."""
 
 import copy
 from itertools import product
