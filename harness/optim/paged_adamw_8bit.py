@@ -33,7 +33,8 @@ def build(config: PagedAdamW8bitConfig, groups: list[dict[str, Any]]) -> "Optimi
     Raises:
         UserError: bitsandbytes is not installed, or a parameter is not on a GPU.
     """
+    on_gpu = all(parameter.is_cuda for group in groups for _, parameter in group["params"])
     optimizer = make(config.name, config, groups, paged=True)
-    if not all(parameter.is_cuda for group in groups for _, parameter in group["params"]):
+    if not on_gpu:
         raise reject("optim", config.name, "pages the memory of a GPU, and the model is on the CPU; use adamw_8bit")
     return optimizer
