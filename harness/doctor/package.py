@@ -44,7 +44,7 @@ PACKAGES = (
     Package("flash-attn-3", "model.attention=flash_attention_3", command="build flash-attention's hopper folder"),
     Package("flash-attn-4", "model.attention=flash_attention_4", command="pip install flash-attn-4"),
     Package("deepspeed", "ZeRO", extra="deepspeed"),
-    Package("bitsandbytes", "8-bit optimisers, 4-bit weights", command="pip install bitsandbytes"),
+    Package("bitsandbytes", "8-bit optimisers, 4-bit weights", extra="bitsandbytes"),
     Package("liger-kernel", "fused kernels", command="pip install liger-kernel"),
     Package("wandb", "logging=wandb", extra="wandb"),
     Package("tensorboard", "logging=tensorboard", extra="tensorboard"),

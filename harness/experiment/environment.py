@@ -10,7 +10,8 @@ import torch
 
 PACKAGES = (
     "torch", "transformers", "peft", "lightning", "hydra-core", "omegaconf", "datasets", "tokenizers", "safetensors",
-    "pillow", "numpy", "flash-attn", "deepspeed", "bitsandbytes", "liger-kernel", "wandb",
+    "pillow", "numpy", "flash-attn", "deepspeed", "bitsandbytes", "liger-kernel", "schedulefree",
+    "wandb",
 )  # fmt: skip
 """Packages whose version can change a result or its speed."""
 

@@ -100,5 +100,9 @@ def load_best(module: TrainingModule, checkpointer: Checkpointer) -> None:
     if checkpointer.step_of("best") is None:
         log.warning("trainer.load_best: no validation measured trainer.monitor, so the last weights are exported")
         return
-    weights = torch.load(checkpointer.path_of("best"), map_location="cpu", weights_only=True)["state_dict"]
-    module.load_state_dict(weights, strict=False)
+    checkpoint = torch.load(checkpointer.path_of("best"), map_location="cpu", weights_only=True)
+    module.load_state_dict(checkpoint["state_dict"], strict=False)
+    if module.averaging_optimizers():
+        # The average that is to be exported follows from the weights and from the state that belongs to them.
+        for optimizer, state in zip(module.trainer.optimizers, checkpoint["optimizer_states"], strict=True):
+            optimizer.load_state_dict(state)

@@ -13,6 +13,7 @@ from harness.experiment.folder import RunFolder, write_json
 from harness.logging.metrics import read
 from harness.logging.table import render, show
 from harness.model.component import Component, component_of
+from harness.optim.group import parameter_groups
 from harness.trainer.callback import Progression
 from harness.trainer.module import TrainingModule
 from harness.tuner.tuned import Tuned
@@ -96,10 +97,13 @@ def trainable_table(tuned: Tuned, optim: Any, lr: float) -> str:
 
     Args:
         tuned: The tuned model.
-        optim: The optimiser's config, for `vit_lr` and `aligner_lr`.
+        optim: The optimiser's config, for what rates differ by.
         lr: Learning rate of what has none of its own.
+
+    Raises:
+        UserError: As for `parameter_groups`.
     """
-    rates = {Component.llm: lr, Component.aligner: optim.aligner_lr or lr, Component.vit: optim.vit_lr or lr}
+    groups = parameter_groups(tuned.model, optim, lr, tuned.lr_scales)
     rows: list[list[str | int | float | None]] = []
     for component in Component:
         named = [(name, p) for name, p in tuned.model.named_parameters() if component_of(name) is component]
@@ -111,7 +115,7 @@ def trainable_table(tuned: Tuned, optim: Any, lr: float) -> str:
                 sum(p.numel() for _, p in named),
                 sum(p.numel() for p in training),
                 sum(p.numel() for p in adapter),
-                f"{rates[component]:.1e}" if training else None,
+                _rates(group["lr"] for group in groups if group["component"] == component.value),
                 _dtypes(p for _, p in named if not p.requires_grad),
                 _dtypes(training),
             ]
@@ -134,6 +138,12 @@ def print_result(summary: dict[str, Any]) -> None:
         f"trained {summary['trainable_parameters']:,} of {summary['total_parameters']:,} parameters, "
         f"{summary['tokens_per_s']:,.0f} tokens/s, {summary['wall_time_s']:.0f} s in all"
     )
+
+
+def _rates(rates: Iterable[float]) -> str | None:
+    """Spells up to three different rates, and of more the lowest and the highest."""
+    texts = list(dict.fromkeys(f"{rate:.1e}" for rate in sorted(rates)))
+    return (", ".join(texts) if len(texts) <= 3 else f"{texts[0]} to {texts[-1]}") or None
 
 
 def _dtypes(parameters: Iterable[nn.Parameter]) -> str | None:

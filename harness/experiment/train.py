@@ -84,14 +84,15 @@ def train(folder: RunFolder, config: RunConfig, started: float) -> dict[str, Any
         recorder.skips_overflow = precision == "fp16"
         evaluator = _evaluator(folder, config, data, processor)
         between = BetweenSteps(config.trainer, folder, data, recorder, evaluator, checkpointer, progression)
-        trainer = build("trainer", config.trainer, data.total_steps, precision, [between])
+        skips = config.optim.skips_parameters
+        trainer = build("trainer", config.trainer, data.total_steps, precision, [between], skips)
         fit(trainer, module, data, checkpointer)
     if not trainer.is_global_zero:
         return {}
     if config.trainer.load_best:
         load_best(module, checkpointer)
-    with module.evaluating():
-        processor.save(tuned.export(folder.path))
+    module.settle()
+    processor.save(tuned.export(folder.path))
     plot_curves(folder.metrics, folder.path / "curves.png")
     accounts = {split: account.plain() for split, account in data.accounts.items()}
     summary = write_success(folder, config, module, progression, accounts, started)

@@ -18,6 +18,9 @@ TRAIN, VAL, GRADIENT, MARK = "#4269d0", "#ff725c", "#6b7280", "#b91c1c"
 
 _LR = "train/lr/"
 
+MAX_LEGEND = 6
+"""Learning rates that the legend names; of more it names the highest and the lowest."""
+
 
 def plot_curves(metrics_path: Path, png_path: Path) -> None:
     """Draws the curves of one run. Panels without data are left out.
@@ -71,7 +74,7 @@ def _metric_keys(rows: list[Row]) -> list[str]:
 
 
 def _lr_keys(rows: list[Row]) -> list[str]:
-    """Returns the key of each component's learning rate, the highest first."""
+    """Returns the key of each group's learning rate, the highest first."""
     keys = {key for row in rows for key in row if key.startswith(_LR)}
     return sorted((key for key in keys if series(rows, key)[1]), key=lambda key: (-max(series(rows, key)[1]), key))
 
@@ -109,9 +112,12 @@ def _draw_metrics(axes: "Axes", rows: list[Row]) -> None:
 def _draw_lr(axes: "Axes", rows: list[Row]) -> None:
     keys = _lr_keys(rows)
     peaks = []
+    named = keys if len(keys) <= MAX_LEGEND else [keys[0], keys[-1]]
     for key, style in zip(keys, ["-", "--", "-.", ":"] * len(keys), strict=False):
         steps, rates = series(rows, key)
-        axes.plot(steps, rates, lw=1.8, ls=style, marker="o" if len(rates) < 3 else None, label=key.removeprefix(_LR))
+        # matplotlib keeps labels that begin with an underscore out of the legend.
+        label = key.removeprefix(_LR) if key in named else "_"
+        axes.plot(steps, rates, lw=1.8, ls=style, marker="o" if len(rates) < 3 else None, label=label)
         peaks.append(max(rates))
     if min(peaks) > 0 and max(peaks) > 3 * min(peaks):
         # Logarithmic, or the lower rate would look like zero; where they decay to zero they leave the picture.

@@ -14,6 +14,9 @@ from harness.logging.setup import FILE_ONLY
 
 log = logging.getLogger(__name__)
 
+MAX_RATES = 4
+"""Learning rates that a line spells out; a run with one for each layer has dozens."""
+
 
 class Progress:
     """Shows how far a run is, how fast it goes, and its latest figures.
@@ -110,11 +113,13 @@ _TRAIN: dict[str, Callable[[float], str]] = {
 
 
 def _rates(row: Mapping[str, float]) -> str:
-    """Returns `lr 1.0e-03`, with the group's name behind each rate where the groups' rates differ."""
+    """Returns `lr 1.0e-03`, the group's name behind each rate where rates differ, the range where there are many."""
     prefix = "train/lr/"
     rates = {key.removeprefix(prefix): value for key, value in row.items() if key.startswith(prefix)}
     if len(set(rates.values())) <= 1:
         return f"lr {next(iter(rates.values())):.1e}" if rates else ""
+    if len(rates) > MAX_RATES:
+        return f"lr {min(rates.values()):.1e} to {max(rates.values()):.1e}"
     return "lr " + " ".join(f"{value:.1e} ({name})" for name, value in rates.items())
 
 

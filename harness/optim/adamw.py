@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.optim.config import OptimConfig, check_betas, check_eps
+from harness.optim.adam import AdamConfig
 from harness.registry import register
 
 if TYPE_CHECKING:
@@ -23,22 +23,10 @@ FUSED_DEVICES = frozenset({"cpu", "cuda"})
 
 
 @dataclass(kw_only=True, slots=True)
-class AdamWConfig(OptimConfig):
+class AdamWConfig(AdamConfig):
     """AdamW with a learning rate for each component."""
 
     name: str = "adamw"
-    beta1: float = 0.9
-    """Decay of the running mean of gradients, in [0, 1)."""
-    beta2: float = 0.95
-    """Decay of the running mean of squared gradients, in [0, 1); lower follows changes sooner."""
-    eps: float = 1e-8
-    """Added to the denominator, above 0; larger damps the steps of parameters with tiny gradients."""
-
-    def __post_init__(self) -> None:
-        """Checks ranges."""
-        OptimConfig.__post_init__(self)
-        check_betas(("beta1", self.beta1), ("beta2", self.beta2))
-        check_eps(self.eps)
 
 
 @register("optim", AdamWConfig)

@@ -15,12 +15,19 @@ class OptimConfig:
     full_only: ClassVar[bool] = False
     """Whether the optimiser makes sense for the weights of the model alone, and is refused for adapters."""
 
+    skips_parameters: ClassVar[bool] = False
+    """Whether some of what trains gets no gradient in a step, which several processes have to be told."""
+    rewrites_gradients: ClassVar[bool] = False
+    """Whether a step leaves something else in the place of gradients, so that nothing may read them after it."""
+
     lr: float | None = None
     """Peak learning rate. None: 1e-4 when adapters train, 1e-5 for full fine-tuning."""
     vit_lr: float | None = None
     """Peak learning rate of what trains in the vision tower. None: lr. Refused where the vision tower is frozen."""
     aligner_lr: float | None = None
     """Peak learning rate of what trains in the mergers. None: lr. Refused where the mergers are frozen."""
+    layer_decay: float | None = None
+    """Factor on the learning rate per layer below the top of its tower, in (0, 1]; usual: 0.8 to 0.95. null: none."""
     weight_decay: float = 0.1
     """Decoupled weight decay of matrices, a step: weights shrink by lr x this. Vectors never decay."""
     max_grad_norm: float | None = 1.0
@@ -34,6 +41,8 @@ class OptimConfig:
             rate = getattr(self, key)
             if rate is not None and not 0 < rate < math.inf:
                 raise reject(f"optim.{key}", rate, "must be above 0")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise reject("optim.layer_decay", self.layer_decay, "must be in (0, 1], or null for equal rates")
         if not 0 <= self.weight_decay < math.inf:
             raise reject("optim.weight_decay", self.weight_decay, "must be 0 or more")
         if self.max_grad_norm is not None and not 0 <= self.max_grad_norm < math.inf:

@@ -4,6 +4,7 @@ The loss of an optimiser step is the sum over all its supervised tokens divided 
 ranks. Averaging per micro-batch instead weights a token by how few others its micro-batch holds (Lightning #20350).
 """
 
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,13 +18,16 @@ from torch import Tensor
 
 from harness.config import RunConfig
 from harness.data.batch import Batch
+from harness.errors import reject
 from harness.model.forward import loss_sum, supervised_logits
-from harness.optim.group import learning_rates, parameter_groups
+from harness.optim.group import learning_rates, parameter_groups, sizes
 from harness.optim.schedule import build_schedule
 from harness.registry import build
 from harness.trainer.gradient_check import GradientCheck
 from harness.trainer.meter import Meter, Totals
 from harness.tuner.tuned import Tuned
+
+log = logging.getLogger(__name__)
 
 
 class TrainingModule(lightning.LightningModule):
@@ -46,6 +50,9 @@ class TrainingModule(lightning.LightningModule):
         self.meter = Meter()
         self.grad_norm: Tensor | None = None
         self.learning_rates: dict[str, float] = {}
+        if tuned.after_step is not None and config.optim.rewrites_gradients:
+            remedy = f"leaves no gradients behind its step, which tuner={config.tuner.name} reads; use optim=adamw"
+            raise reject("optim", config.optim.name, remedy)
         self._gradient_check = GradientCheck(self.model)
         self._trains_vision = any(p.requires_grad for p in tuned.base.model.visual.parameters())
         self._step_tokens = 0
@@ -68,6 +75,7 @@ class TrainingModule(lightning.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Builds the optimiser and a schedule that moves once per optimiser step."""
         groups = parameter_groups(self.model, self.config.optim, self.lr, self.tuned.lr_scales)
+        log.info("optimizer groups: %s", sizes(groups))
         optimizer = build("optim", self.config.optim, groups)
         schedule = build_schedule(optimizer, self.config.optim.schedule, self.total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -86,17 +94,24 @@ class TrainingModule(lightning.LightningModule):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Puts the model, and an optimiser that keeps averaged weights for it, into evaluation mode for a while."""
-        averaging = [item for item in self.trainer.optimizers if hasattr(item, "eval") and hasattr(item, "train")]
-        self.model.eval()
-        for optimizer in averaging:
-            optimizer.eval()
+        """Shows the model as it is used, see `settle`, for a while."""
+        self.settle()
         try:
             yield
         finally:
-            for optimizer in averaging:
+            for optimizer in self.averaging_optimizers():
                 optimizer.train()
             self.model.train()
+
+    def settle(self) -> None:
+        """Puts the model into evaluation mode, with averaged weights where the optimiser keeps an average."""
+        self.model.eval()
+        for optimizer in self.averaging_optimizers():
+            optimizer.eval()
+
+    def averaging_optimizers(self) -> list[Any]:
+        """Returns the optimisers whose weights to use are not those that they train."""
+        return [item for item in self.trainer.optimizers if hasattr(item, "eval") and hasattr(item, "train")]
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
         """Clips by global norm and keeps the norm from before clipping, on the device."""

@@ -43,7 +43,7 @@ class Recorder:
             step: Number of the step, from 1.
             loss: This rank's share of the step's loss (scalar, on the device).
             grad_norm: Global norm before clipping (scalar, on the device), equal on all ranks.
-            learning_rates: Of the step just taken, by component.
+            learning_rates: Of the step just taken, by parameter group.
         """
         self._pending.append({"step": step} | {f"train/lr/{name}": lr for name, lr in learning_rates.items()})
         self._tensors.append(torch.stack((loss.float(), grad_norm.float() / self.world_size)))

@@ -89,7 +89,9 @@ class StandardConfig:
 
 
 @register("trainer", StandardConfig)
-def build(config: StandardConfig, max_steps: int, precision: str, callbacks: list[Any]) -> "lightning.Trainer":
+def build(
+    config: StandardConfig, max_steps: int, precision: str, callbacks: list[Any], skips_parameters: bool = False
+) -> "lightning.Trainer":
     """Makes Lightning's Trainer.
 
     Lightning's own validation, checkpoints, logging and progress bar stay off: see `harness.trainer.callback`. Its
@@ -100,13 +102,16 @@ def build(config: StandardConfig, max_steps: int, precision: str, callbacks: lis
         max_steps: Optimiser steps in the whole run.
         precision: bf16, fp16 or fp32.
         callbacks: In the order in which they act on a step.
+        skips_parameters: Whether a step may leave trained parameters without gradients: processes then look for them
+            in each step, or they would wait for each other.
     """
     import lightning
 
+    strategy = "ddp_find_unused_parameters_true" if skips_parameters else "ddp"
     return lightning.Trainer(
         accelerator=pick_accelerator(config),
         devices=config.devices,
-        strategy="ddp" if config.devices > 1 else "auto",
+        strategy=strategy if config.devices > 1 else "auto",
         precision={"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}[precision],  # type: ignore[arg-type]
         max_steps=max_steps,
         max_epochs=-1,

@@ -4,7 +4,7 @@ from torch import nn
 
 from harness.errors import UserError
 from harness.optim.config import OptimConfig
-from harness.optim.group import decays, learning_rates, parameter_groups
+from harness.optim.group import decays, learning_rates, parameter_groups, sizes
 
 
 class Block(nn.Module):
@@ -91,16 +91,27 @@ def test_vectors_do_not_decay() -> None:
     ]
 
 
-def test_dora_magnitudes_do_not_decay_whatever_their_shape() -> None:
-    name = "base_model.model.model.visual.patch_embed.proj.lora_magnitude_vector.default.weight"
-    assert not decays(name, nn.Parameter(torch.ones(1, 4, 1, 1, 1)))
-    assert decays("model.visual.patch_embed.proj.weight", nn.Parameter(torch.ones(4, 3, 2, 2, 2)))
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((4, 3, 2, 2, 2), True),  # a convolution
+        ((8, 64), True),  # LoRA's A
+        ((1, 4, 1, 1, 1), False),  # DoRA's magnitude of a convolution
+        ((4, 1), False),  # boft_s, lora_E, ia3_l
+        ((1, 4), False),
+        ((4,), False),  # vera_lambda, a bias
+        ((1,), False),
+        ((), False),
+    ],
+)
+def test_only_what_has_two_dimensions_above_one_decays(shape: tuple[int, ...], expected: bool) -> None:
+    assert decays(nn.Parameter(torch.ones(shape))) == expected
 
 
 def test_a_matrix_that_zero_3_keeps_as_a_flat_shard_decays() -> None:
     shard = nn.Parameter(torch.empty(0))
     shard.ds_shape = torch.Size([4, 4])
-    assert decays("lm_head.weight", shard)
+    assert decays(shard)
 
 
 def test_frozen_parameters_and_empty_groups_are_left_out() -> None:
@@ -139,3 +150,81 @@ def test_scaled_rates_are_groups_of_their_own_and_compose_with_those_of_componen
 
 def test_rates_are_logged_under_the_name_of_the_group_without_decay_or_not() -> None:
     assert learning_rates(groups_of(Model(), vit_lr=1e-6)) == {"llm": 1e-4, "aligner": 1e-4, "vit": 1e-6}
+
+
+def test_sizes_of_all_groups_are_told() -> None:
+    model = Model().requires_grad_(False)
+    model.model.visual.merger.requires_grad_(True)
+    assert sizes(groups_of(model)) == "aligner 16, aligner_no_decay 12"
+
+
+def rates_of(model: nn.Module, config: OptimConfig, scales: dict[str, float] | None = None) -> dict[str, float]:
+    groups = parameter_groups(model, config, 1e-4, scales)
+    rates = {name: group["lr"] for group in groups for name in names_in(model, group)}
+    assert set(rates) == {name for name, _ in model.named_parameters()}
+    assert len({group["name"] for group in groups}) == len(groups)
+    return rates
+
+
+def test_rates_decay_with_the_distance_from_the_top_of_each_tower() -> None:
+    """Two LLM layers and one ViT block: the head's and the mergers' rate is the peak (ELECTRA's rule)."""
+    rates = rates_of(Model(), OptimConfig(layer_decay=0.5, vit_lr=1e-6, aligner_lr=1e-5))
+    llm, visual = "model.language_model", "model.visual"
+    expected = {
+        f"{llm}.layers.1.proj.weight": 1e-4 / 2,
+        f"{llm}.layers.1.norm.bias": 1e-4 / 2,
+        f"{llm}.layers.0.proj.weight": 1e-4 / 4,
+        f"{llm}.embed_tokens.weight": 1e-4 / 8,  # tied to the head here: it goes with the embedding
+        f"{visual}.merger.proj.weight": 1e-5,
+        f"{visual}.deepstack_merger_list.0.proj.weight": 1e-5,
+        f"{visual}.blocks.0.proj.weight": 1e-6 / 2,
+        f"{visual}.patch_embed.weight": 1e-6 / 4,
+    }
+    assert {name: rates[name] for name in expected} == pytest.approx(expected)
+
+
+def test_an_untied_head_and_the_final_norm_have_the_peak() -> None:
+    model = Model()
+    model.lm_head.weight = nn.Parameter(torch.ones(8, 4))
+    model.model.language_model.norm = nn.LayerNorm(4)
+    rates = rates_of(model, OptimConfig(layer_decay=0.5))
+    assert rates["lm_head.weight"] == rates["model.language_model.norm.weight"] == 1e-4
+
+
+def test_groups_of_layers_are_named_by_number_from_the_bottom_up() -> None:
+    assert list(learning_rates(parameter_groups(Model(), OptimConfig(layer_decay=0.5), 1e-4))) == [
+        "llm_embed",
+        "llm_layer_00",
+        "llm_layer_01",
+        "aligner",
+        "vit_embed",
+        "vit_layer_00",
+    ]
+
+
+def test_layer_decay_composes_with_scaled_rates_and_with_names_of_adapters() -> None:
+    model = nn.Module()
+    model.base_model = nn.Module()
+    model.base_model.model = Model()
+    name = "base_model.model.model.language_model.layers.0.proj.weight"
+    groups = parameter_groups(model, OptimConfig(layer_decay=0.5), 1e-4, {name: 16.0})
+    (group,) = [group for group in groups if name in dict(group["params"])]
+    assert (group["name"], group["lr"]) == ("llm_layer_00_x16", pytest.approx(16e-4 / 4))
+
+
+def test_height_counts_layers_that_do_not_train() -> None:
+    model = Model().requires_grad_(False)
+    model.model.language_model.layers[0].proj.weight.requires_grad_(True)
+    (group,) = parameter_groups(model, OptimConfig(layer_decay=0.5), 1e-4)
+    assert group["lr"] == pytest.approx(1e-4 / 4)
+
+
+def test_a_layer_decay_of_one_is_none() -> None:
+    plain, one = (parameter_groups(Model(), OptimConfig(layer_decay=value), 1e-4) for value in (None, 1.0))
+    assert [(g["name"], g["lr"]) for g in plain] == [(g["name"], g["lr"]) for g in one]
+
+
+@pytest.mark.parametrize("value", [0.0, 1.5, -0.5, float("nan")])
+def test_a_layer_decay_out_of_range_is_refused(value: float) -> None:
+    with pytest.raises(UserError, match=r"optim\.layer_decay=.*: must be in \(0, 1\]"):
+        OptimConfig(layer_decay=value)

@@ -1,0 +1,21 @@
+"""Adafactor of transformers, resumed bit for bit."""
+
+from typing import Any
+
+import transformers
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+class Adafactor(transformers.Adafactor):
+    """Keeps the float32 state of bfloat16 weights when it is loaded; torch would round it to the weights' type."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes what `state_dict` returned."""
+        Optimizer.load_state_dict(self, state_dict)
+        order = [parameter for group in self.param_groups for parameter in group["params"]]
+        for index, stored in state_dict["state"].items():
+            parameter = order[index]
+            for key, value in stored.items():
+                if isinstance(value, Tensor):
+                    self.state[parameter][key] = value.to(parameter.device, copy=True)

@@ -1,0 +1,48 @@
+"""What the 8-bit optimisers of bitsandbytes share: their settings, and the check that the library is there."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import UserError, reject
+from harness.optim.adam import AdamConfig
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+
+@dataclass(kw_only=True, slots=True)
+class EightBitConfig(AdamConfig):
+    """Shared fields; an optimiser extends it by fields only."""
+
+    min_8bit_size: int = 4096
+    """Parameters with fewer values keep running means of 32 bits: it costs little, and 8 bits hurt most there."""
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        AdamConfig.__post_init__(self)
+        if self.min_8bit_size < 0:
+            raise reject("optim.min_8bit_size", self.min_8bit_size, "must be 0 or more")
+
+
+def make(name: str, config: EightBitConfig, groups: list[dict[str, Any]], *, paged: bool) -> "Optimizer":
+    """Builds AdamW of bitsandbytes with running means of 8 bits.
+
+    Args:
+        name: The option, for the message.
+        config: Settings; rates and decay are in the groups.
+        groups: What `parameter_groups` returned.
+        paged: Whether large running means may leave the GPU where its memory is short.
+
+    Raises:
+        UserError: bitsandbytes is not installed.
+    """
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"optim={name}: bitsandbytes is not installed; pip install -c constraints.txt -e '.[bitsandbytes]'"
+        ) from error
+    from harness.optim.eight_bit_optimizer import EightBitAdamW
+
+    betas = config.beta1, config.beta2
+    return EightBitAdamW(groups, betas, config.eps, min_8bit_size=config.min_8bit_size, paged=paged)
