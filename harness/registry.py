@@ -9,9 +9,10 @@ import dataclasses
 import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
 
 from harness.errors import UserError
 
@@ -58,10 +59,20 @@ def register(group: str, config: type) -> Callable[[Builder], Builder]:
         if (group, name) in _entries:
             raise TypeError(f"{group}={name} is registered twice")
         _entries[group, name] = Entry(group, name, config, build)
-        ConfigStore.instance().store(group=f"schema/{group}", name=name, node=config, package=group.replace("/", "."))
+        schema = _with_open_maps(config)
+        ConfigStore.instance().store(group=f"schema/{group}", name=name, node=schema, package=group.replace("/", "."))
         return build
 
     return bind
+
+
+def _with_open_maps(config: type) -> DictConfig:
+    """Returns a dataclass's schema in which `key={a: 1}` adds to a map, whose keys are the user's own."""
+    schema = OmegaConf.structured(config)
+    for item in dataclasses.fields(config):
+        if get_origin(item.type) is dict:
+            OmegaConf.set_struct(schema[item.name], False)
+    return schema
 
 
 def load() -> None:
