@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from harness.errors import reject
+from harness.errors import UserError, reject
 from harness.freeze.policy import Policy
 from harness.model.component import PREFIXES, component_of, names
 from harness.tuner.targeted import TargetedConfig
@@ -13,31 +13,36 @@ from harness.tuner.targeted import TargetedConfig
 ALL_LINEAR = "all-linear"
 """Every linear layer that the freeze policy leaves free, but the head, as ms-swift's default."""
 
+_LAYERS = "model.language_model.layers"
 
-def target_regex(model: nn.Module, config: TargetedConfig, policy: Policy) -> str:
+
+def target_regex(model: nn.Module, config: TargetedConfig, policy: Policy, beside: Sequence[str] = ()) -> str:
     """Returns a regular expression that PEFT matches in full against module names.
 
     Raises:
         UserError: As for `target_names`.
     """
-    chosen = target_names(model, config, policy)
+    chosen = target_names(model, config, policy, beside)
     compact = _regex(chosen, any_layer=True)
     reached = {name for name, _ in model.named_modules() if re.fullmatch(compact, name)}
     return compact if reached == set(chosen) else _regex(chosen, any_layer=False)
 
 
-def target_names(model: nn.Module, config: TargetedConfig, policy: Policy) -> list[str]:
+def target_names(model: nn.Module, config: TargetedConfig, policy: Policy, beside: Sequence[str] = ()) -> list[str]:
     """Returns the linear layers that get an adapter, in model order.
 
     Args:
         model: The base model.
         config: The targets.
         policy: Where adapters may go.
+        beside: Modules that train themselves, as `modules_beside` names them.
 
     Raises:
-        UserError: A target matches no linear layer, or only what is frozen.
+        UserError: A target matches no linear layer, only what is frozen, or what trains itself; or a layer's number
+            is out of range.
     """
     linears = [name for name, module in model.named_modules() if _is_linear(module) and not name.endswith("lm_head")]
+    prefixes = _layer_prefixes(model, config)
     chosen: set[str] = set()
     for key, target, matched in _matched(linears, config):
         if not matched:
@@ -46,8 +51,25 @@ def target_names(model: nn.Module, config: TargetedConfig, policy: Policy) -> li
         free = {name for name in matched if policy.allows(name) and _weight_is_free(model, name, policy)}
         if not free:
             raise reject(key, target, _only_frozen(matched, policy))
-        chosen |= free
+        own = {name: above for name in free for above in beside if f"{name}.".startswith(f"{above}.")}
+        if own and (target != ALL_LINEAR or own.keys() == free):
+            raise _trains_itself(key, target, *next(iter(own.items())))
+        reached = {name for name in free - own.keys() if prefixes is None or name.startswith(prefixes)}
+        if not reached:
+            raise reject("tuner.layers_to_transform", config.layers_to_transform, f"{key}={target} has nothing there")
+        chosen |= reached
     return [name for name in linears if name in chosen]
+
+
+def _layer_prefixes(model: nn.Module, config: TargetedConfig) -> tuple[str, ...] | None:
+    if config.layers_to_transform is None:
+        return None
+    number = len(list(model.get_submodule(_LAYERS).children()))
+    absent = [layer for layer in config.layers_to_transform if not 0 <= layer < number]
+    if absent:
+        remedy = f"this model's decoder layers are 0 to {number - 1}"
+        raise reject("tuner.layers_to_transform", absent[0], remedy)
+    return tuple(f"{_LAYERS}.{layer}." for layer in config.layers_to_transform)
 
 
 def _matched(linears: Sequence[str], config: TargetedConfig) -> list[tuple[str, str, list[str]]]:
@@ -69,10 +91,17 @@ def _weight_is_free(model: nn.Module, name: str, policy: Policy) -> bool:
 
 
 def _only_frozen(matched: Sequence[str], policy: Policy) -> str:
-    frozen = sorted({component_of(name) for name in matched}, key=lambda item: item.value)
-    if policy.components().isdisjoint(frozen):
-        return f"lies only in {names(frozen)}, which the freeze policy keeps frozen"
+    found = sorted({component_of(name) for name in matched}, key=lambda item: item.value)
+    if policy.components() & set(found) and policy.components() & set(found) <= policy.full_components():
+        return f"nothing of {names(found)} is left for an adapter: freeze.full trains it, or it is frozen"
+    if policy.components().isdisjoint(found):
+        return f"lies only in {names(found)}, which the freeze policy keeps frozen"
     return f"lies only in what the freeze policy keeps frozen, {matched[0]} among it"
+
+
+def _trains_itself(key: str, target: str, name: str, above: str) -> UserError:
+    where = "" if name == above else f", in {above},"
+    return reject(key, target, f"{name}{where} trains itself by tuner.modules_to_save: take it out of one of the two")
 
 
 def _is_linear(module: nn.Module) -> bool:
