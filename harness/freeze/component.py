@@ -107,4 +107,7 @@ def build(config: ComponentFreezeConfig, model: "PreTrainedModel") -> "Policy":
     free = (known.sizes.keys() - frozen).union(*freed.values())
     if not free:
         raise reject("freeze", ", ".join("=".join(item) for item in named), "freezes everything: nothing can train")
+    for component in config.full:
+        if component not in {component_of(name) for name in free}:
+            raise reject("freeze.full", component.name, "all of it is frozen by the other keys; leave it out of one")
     return Policy(frozenset(free), frozenset(name for name in free if component_of(name) in config.full))

@@ -1,15 +1,21 @@
-"""Modules that train themselves beside an adapter: `tuner.modules_to_save`, and components that `freeze.full` names."""
+"""Modules that train themselves beside an adapter: `tuner.modules_to_save`, and components that `freeze.full` names.
+
+PEFT trains a copy of each and saves it with the adapter.
+"""
 
 from collections.abc import Sequence
 
 from torch import nn
 
-from harness.errors import reject
+from harness.errors import UserError, reject
 from harness.freeze.policy import Policy
 from harness.model.component import Component
 
+EMBEDDING = "model.language_model.embed_tokens"
+"""Stands for the head too where the two are tied."""
+_HEAD = "lm_head"
 _WHOLE = {
-    Component.llm: ("model.language_model.embed_tokens", "model.language_model.norm", "lm_head"),
+    Component.llm: (EMBEDDING, "model.language_model.norm", _HEAD),
     Component.aligner: ("model.visual.merger",),
     Component.vit: ("model.visual.patch_embed", "model.visual.pos_embed"),
 }
@@ -23,35 +29,65 @@ _LISTS = {
 def modules_beside(model: nn.Module, suffixes: Sequence[str], policy: Policy) -> list[str]:
     """Returns the full names of the modules that train themselves beside an adapter.
 
+    A tied head goes by the name of the embedding, and a list of layers by those of its members.
+
     Args:
         model: The base model.
-        suffixes: What the user named, as a suffix of module names; modules inside another one of the list are refused.
-        policy: For the components that train in full.
+        suffixes: What the user named, as a suffix of module names.
+        policy: What may train, and which components train in full.
 
     Raises:
-        UserError: A suffix matches no module with weights, or names one that holds layers the adapter goes into.
+        UserError: A suffix matches no module with weights, only what is frozen, what lies inside another one of the
+            list, or what holds a tied embedding among other weights.
     """
-    weighted = [name for name, module in model.named_modules() if name and any(True for _ in module.parameters())]
     chosen: dict[str, None] = {}
     for suffix in suffixes:
-        matched = [name for name in weighted if name == suffix or name.endswith(f".{suffix}")]
-        if not matched:
-            raise reject("tuner.modules_to_save", suffix, "matches no module of the model that has weights")
-        chosen |= dict.fromkeys(matched)
+        chosen |= dict.fromkeys(_matching(model, suffix, policy))
     for component in sorted(policy.full_components(), key=lambda item: item.value):
-        chosen |= dict.fromkeys(_modules_of(model, component))
-    names = list(chosen)
-    for name in names:
-        above = [other for other in names if name.startswith(f"{other}.")]
+        modules = [*_WHOLE[component], *_members(model, _LISTS[component])]
+        chosen |= dict.fromkeys(_stand_in(model, name) for name in modules if _trains(model, name, policy.full))
+    for name in chosen:
+        above = [other for other in chosen if name.startswith(f"{other}.")]
         if above:
-            raise reject("tuner.modules_to_save", name, f"lies inside {above[0]}, which is in the list too")
-    return names
+            raise reject("tuner.modules_to_save", name, f"lies inside {above[0]}, which trains itself too: drop one")
+        if is_tied(model) and EMBEDDING.startswith(f"{name}."):
+            raise reject("tuner.modules_to_save", name, f"holds {EMBEDDING}, which is tied to lm_head: name its parts")
+    return list(chosen)
 
 
-def _modules_of(model: nn.Module, component: Component) -> list[str]:
-    """Returns the modules that a component is made of: blocks of layers one by one."""
-    tied = model.get_submodule("lm_head").weight is model.get_submodule("model.language_model.embed_tokens").weight
-    whole = [name for name in _WHOLE[component] if not (tied and name == "lm_head")]
-    return whole + [
-        f"{_LISTS[component]}.{number}" for number, _ in enumerate(model.get_submodule(_LISTS[component]).children())
-    ]
+def is_tied(model: nn.Module) -> bool:
+    """Returns whether the head's weights are those of the embedding."""
+    return model.get_submodule(_HEAD).weight is model.get_submodule(EMBEDDING).weight
+
+
+def _matching(model: nn.Module, suffix: str, policy: Policy) -> list[str]:
+    named = [name for name, _ in model.named_modules() if name == suffix or name.endswith(f".{suffix}")]
+    weighted = [name for name in named if any(True for _ in model.get_submodule(name).parameters())]
+    if not weighted:
+        raise _unknown(model, suffix)
+    modules = [_stand_in(model, member) for name in weighted for member in _members(model, name)]
+    free = [name for name in modules if _trains(model, name, policy.free)]
+    if not free:
+        raise reject("tuner.modules_to_save", suffix, f"the freeze policy keeps {modules[0]} frozen: free it there")
+    return free
+
+
+def _unknown(model: nn.Module, suffix: str) -> UserError:
+    leaves = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    known = ", ".join(sorted(leaf for leaf in leaves if leaf and not leaf.isdigit()))
+    return reject("tuner.modules_to_save", suffix, f"matches no module of the model that has weights; known: {known}")
+
+
+def _members(model: nn.Module, name: str) -> list[str]:
+    """A list of layers has no forward of its own that a copy could stand for."""
+    module = model.get_submodule(name)
+    return [f"{name}.{leaf}" for leaf, _ in module.named_children()] if isinstance(module, nn.ModuleList) else [name]
+
+
+def _stand_in(model: nn.Module, name: str) -> str:
+    return EMBEDDING if name == _HEAD and is_tied(model) else name
+
+
+def _trains(model: nn.Module, name: str, free: frozenset[str]) -> bool:
+    own = _stand_in(model, name)
+    return any(f"{own}.{leaf}" in free for leaf, _ in model.get_submodule(own).named_parameters())

@@ -1,14 +1,15 @@
 """DoRA (Liu et al., arXiv 2402.09353): the weight is split into magnitude and direction, m (W + B A) / ||W + B A||.
 
 B starts at zero and m at ||W||, so the model starts unchanged. As in the paper's section 4.3 the norm is taken as a
-constant in the backward pass, which is what PEFT does.
+constant in the backward pass, which is what PEFT does. With `lora_plus_ratio` B trains
+faster than A and m (arXiv 2402.12354).
 """
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.registry import register
-from harness.tuner.low_rank import LowRankConfig
+from harness.tuner.lora_like import LoraLikeConfig
 
 if TYPE_CHECKING:
     from harness.freeze.policy import Policy
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True, slots=True)
-class DoraConfig(LowRankConfig):
+class DoraConfig(LoraLikeConfig):
     """Same defaults as lora, so that the two compare at equal settings."""
 
     name: str = "dora"
@@ -36,9 +37,11 @@ def build(config: DoraConfig, loaded: "Loaded", policy: "Policy", outlook: "Outl
     """
     from peft import LoraConfig
 
+    from harness.tuner.layer_plan import lora_plus_scales, plan
     from harness.tuner.peft_adapter import wrap
 
-    return wrap(
+    plan(loaded.model, config, policy)
+    tuned = wrap(
         loaded,
         policy,
         config,
@@ -46,5 +49,9 @@ def build(config: DoraConfig, loaded: "Loaded", policy: "Policy", outlook: "Outl
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
+        rank_pattern=dict(config.rank_pattern),
+        alpha_pattern=dict(config.alpha_pattern),
         use_dora=True,
     )
+    tuned.lr_scales = lora_plus_scales(tuned.model, config.lora_plus_ratio)
+    return tuned

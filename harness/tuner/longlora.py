@@ -14,14 +14,13 @@ else it is the adapter.
 """
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from harness.errors import reject
 from harness.registry import register
 from harness.tuner.low_rank import LowRankConfig
 
 if TYPE_CHECKING:
-    from peft import PeftModel
     from transformers import PreTrainedModel
 
     from harness.freeze.policy import Policy
@@ -102,7 +101,7 @@ def build(config: LongloraConfig, loaded: "Loaded", policy: "Policy", outlook: "
             parameter.requires_grad_(True)
             parameter.data = parameter.data.to(getattr(torch, config.dtype.name))
     if own:
-        tuned.export = exporter(cast("PeftModel", tuned.model), tuned.base, base_dtype)
+        tuned.export = exporter(tuned, base_dtype)
     return tuned
 
 

@@ -1,17 +1,20 @@
 """LoRA (Hu et al., arXiv 2106.09685): W x + (alpha / rank) B A x with W frozen, A random and B zero at start.
 
-With `rslora` the scale is alpha / sqrt(rank) (arXiv 2312.03732). PiSSA (arXiv 2404.02948) and OLoRA (arXiv 2406.01775)
-start A and B from the SVD or QR of W and take their product out of W, so the model starts unchanged all the same.
+With `rslora` the scale is alpha / sqrt(rank) (arXiv 2312.03732). `lora_plus_ratio` trains B faster than A (arXiv
+2402.12354). `init` chooses among starts, one file each in `start/`; but for `false` and loftq, the model starts
+unchanged with all of them, for what A and B hold is taken out of W.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, cast
+from functools import partial
+from typing import TYPE_CHECKING
 
 from harness.errors import reject
 from harness.registry import register
-from harness.tuner.low_rank import LowRankConfig
+from harness.tuner.lora_like import LoraLikeConfig
+from harness.tuner.start.config import CordaConfig, EvaConfig, LoftqConfig, LoraGaConfig
 
 if TYPE_CHECKING:
     from harness.freeze.policy import Policy
@@ -19,9 +22,11 @@ if TYPE_CHECKING:
     from harness.tuner.outlook import Outlook
     from harness.tuner.tuned import Tuned
 
-
-_CHANGES_BASE = ("pissa", "olora")
-"""Initialisations that take A B out of the base weights."""
+_DRAWN = {"default": True, "false": False, "gaussian": "gaussian"}
+"""Starts of random numbers alone, under PEFT's names."""
+_NODES = {"eva": EvaConfig, "corda": CordaConfig, "loftq": LoftqConfig, "lora_ga": LoraGaConfig}
+"""Settings of one start each, under its name."""
+_KNOWN = "default, false, gaussian, pissa, pissa_niter_N, olora, orthogonal, eva, corda, loftq, lora_ga"
 
 
 class Bias(Enum):
@@ -33,23 +38,38 @@ class Bias(Enum):
 
 
 @dataclass(kw_only=True, slots=True)
-class LoraConfig(LowRankConfig):
+class LoraConfig(LoraLikeConfig):
     """LoRA; `init` and `rslora` choose among its variants."""
 
     name: str = "lora"
     init: str = "default"
-    """Start of A and B: default (Kaiming, zero), gaussian, pissa, pissa_niter_N (fast SVD, N iterations), olora."""
+    """Start of A and B: default (Kaiming, zero), false (both Kaiming: the model starts changed), gaussian, orthogonal;
+    from W: pissa, pissa_niter_N (fast SVD, N iterations), olora, loftq; from data: eva, corda, lora_ga."""
     rslora: bool = False
     """Scale by alpha / sqrt(rank), which keeps high ranks stable."""
     bias: Bias = Bias.none
     """Biases that train too: none, all, or lora_only (of the layers that have an adapter)."""
+    eva: EvaConfig = field(default_factory=EvaConfig)
+    """Of init=eva."""
+    corda: CordaConfig = field(default_factory=CordaConfig)
+    """Of init=corda."""
+    loftq: LoftqConfig = field(default_factory=LoftqConfig)
+    """Of init=loftq."""
+    lora_ga: LoraGaConfig = field(default_factory=LoraGaConfig)
+    """Of init=lora_ga."""
 
     def __post_init__(self) -> None:
-        LowRankConfig.__post_init__(self)
-        if not re.fullmatch(r"default|gaussian|pissa|pissa_niter_[1-9]\d*|olora", self.init):
-            raise reject("tuner.init", self.init, "known: default, gaussian, pissa, pissa_niter_N, olora")
-        if self.init.startswith(_CHANGES_BASE) and self.bias is not Bias.none:
-            raise reject("tuner.bias", self.bias.name, f"can not be exported with tuner.init={self.init}; use none")
+        LoraLikeConfig.__post_init__(self)
+        # `tuner.init=false` is a truth value to Hydra.
+        self.init = "false" if self.init == "False" else self.init
+        if not re.fullmatch(_KNOWN.replace(", ", "|").replace("_N", r"_[1-9]\d*"), self.init):
+            raise reject("tuner.init", self.init, f"known: {_KNOWN}")
+        for node, kind in _NODES.items():
+            if getattr(self, node) != kind() and self.init != node:
+                raise reject(f"tuner.{node}", getattr(self, node), f"has no effect with tuner.init={self.init}")
+        odd = [rank for rank in (self.rank, *self.rank_pattern.values()) if rank % 2]
+        if self.init == "orthogonal" and odd:
+            raise reject("tuner.rank", odd[0], "must be even with tuner.init=orthogonal")
 
 
 @register("tuner", LoraConfig)
@@ -58,16 +78,25 @@ def build(config: LoraConfig, loaded: "Loaded", policy: "Policy", outlook: "Outl
 
     Args:
         config: Rank, scale, targets and start.
-        loaded: The frozen base model; with pissa and olora its weights change, the function it computes does not.
+        loaded: The frozen base model; most starts change its weights, but not the function that it computes.
         policy: Where adapters may go.
-        outlook: Not looked at.
+        outlook: Training samples and the device for a start that is computed, and the file that keeps it.
     """
+    import torch
     from peft import LoraConfig as PeftLoraConfig
-    from peft import PeftModel
 
-    from harness.tuner.changed_base import exporter
+    from harness.tuner.layer_plan import lora_plus_scales, plan
     from harness.tuner.peft_adapter import count_biases, wrap
+    from harness.tuner.start.factors import kept
+    from harness.tuner.start.method import METHODS, change_base, export_for, following, set_factors
 
+    base, layers = loaded.model, plan(loaded.model, config, policy, rslora=config.rslora)
+    method, start = METHODS.get(config.init.partition("_niter_")[0]), {}
+    if method is not None:
+        compute = partial(method.compute, base, layers, config, outlook)
+        start = kept(outlook.start_file, repr(config), getattr(torch, config.dtype.name), compute)
+        change_base(base, layers, start, method, config)
+    config = following(config, layers, start)
     tuned = wrap(
         loaded,
         policy,
@@ -76,12 +105,16 @@ def build(config: LoraConfig, loaded: "Loaded", policy: "Policy", outlook: "Outl
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
+        rank_pattern=dict(config.rank_pattern),
+        alpha_pattern=dict(config.alpha_pattern),
         use_rslora=config.rslora,
         bias=config.bias.name,
-        init_lora_weights=True if config.init == "default" else config.init,
+        init_lora_weights=_DRAWN.get(config.init, True),
     )
     if config.bias is not Bias.none and not count_biases(tuned.model):
         raise reject("tuner.bias", config.bias.name, "what the freeze policy leaves free has no biases; use none")
-    if config.init.startswith(_CHANGES_BASE):
-        tuned.export = exporter(cast(PeftModel, tuned.model))
+    if method is not None:
+        set_factors(tuned.model, start)
+        tuned.export = export_for(method, tuned, start)
+    tuned.lr_scales = lora_plus_scales(tuned.model, config.lora_plus_ratio)
     return tuned

@@ -1,5 +1,7 @@
 """What all methods of PEFT share: where they go, what trains beside them, their dtype, and export in PEFT's format."""
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +9,11 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 
+from harness.errors import reject
 from harness.freeze.policy import Policy
 from harness.model.component import strip_peft
 from harness.model.loading import Loaded
-from harness.tuner.beside import modules_beside
+from harness.tuner.beside import EMBEDDING, is_tied, modules_beside
 from harness.tuner.target import LINEAR, Kind, target_regex
 from harness.tuner.targeted import TargetedConfig
 from harness.tuner.tuned import Tuned
@@ -38,24 +41,24 @@ def wrap(
         options: Its fields, but for targets and modules to save.
 
     Raises:
-        UserError: A target or a module to save matches nothing or only what is frozen.
+        UserError: A target or a module to save matches nothing or only what is frozen, or the method can not train
+            tied weights.
     """
     base = loaded.model
     beside = modules_beside(base, config.modules_to_save, policy)
     if beside:
-        options["modules_to_save"] = beside
+        options |= {"modules_to_save": beside, **_tying(base, beside, kind)}
     settings = kind(target_modules=target_regex(base, config, policy, into), **options)  # type: ignore[call-arg]
     known = {name for name, _ in base.named_parameters(remove_duplicate=False)}
     buffers = set(base.buffers())
     model = get_peft_model(base, settings, autocast_adapter_dtype=False)
     adapter = frozenset(name for name, _ in model.named_parameters() if base_name(name) not in known)
     for name, parameter in model.named_parameters():
-        if name in adapter or ".modules_to_save." in name:
-            if parameter.is_floating_point():
-                parameter.data = parameter.data.to(getattr(torch, config.dtype.name))
-        elif base_name(name) not in policy.free:
-            # PEFT's bias=all knows nothing of the freeze policy.
+        # PEFT knows nothing of the freeze policy: it frees all biases, and all of a copy.
+        if name not in adapter and base_name(name) not in policy.free:
             parameter.requires_grad_(False)
+        elif (name in adapter or ".modules_to_save." in name) and parameter.is_floating_point():
+            parameter.data = parameter.data.to(getattr(torch, config.dtype.name))
     for buffer in model.buffers():
         # A method's fixed matrices, which PEFT makes in the base's type, meet its weights in products.
         if buffer not in buffers and buffer.is_floating_point():
@@ -72,6 +75,16 @@ def base_name(name: str) -> str:
 def count_biases(model: nn.Module) -> int:
     """Returns how many biases of the base model train."""
     return sum(p.requires_grad and name.endswith(".bias") for name, p in model.named_parameters())
+
+
+def _tying(base: nn.Module, beside: Sequence[str], kind: type[PeftConfig]) -> dict[str, Any]:
+    """Returns the option that keeps the copies of a tied embedding and head one."""
+    if EMBEDDING not in beside or not is_tied(base):
+        return {}
+    if "ensure_weight_tying" not in {field.name for field in dataclasses.fields(kind)}:
+        remedy = f"is tied to lm_head, and PEFT keeps the two one for LoRA, not for {kind.__name__}; leave it out"
+        raise reject("tuner.modules_to_save (or freeze.full)", EMBEDDING, remedy)
+    return {"ensure_weight_tying": True}
 
 
 def _exporter(model: PeftModel) -> Any:

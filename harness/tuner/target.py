@@ -7,13 +7,16 @@ from typing import Any
 
 from torch import nn
 
-from harness.errors import reject
+from harness.errors import UserError, reject
 from harness.freeze.policy import Policy
 from harness.model.component import PREFIXES, component_of, names
+from harness.tuner.beside import modules_beside
 from harness.tuner.targeted import TargetedConfig
 
 ALL_LINEAR = "all-linear"
 """Every linear layer that the freeze policy leaves free, but the head, as ms-swift's default."""
+
+_LAYERS = "model.language_model.layers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +70,13 @@ def target_names(model: nn.Module, config: TargetedConfig, policy: Policy, into:
         into: What the method goes into.
 
     Raises:
-        UserError: A target matches nothing of that kind, or only what is frozen.
+        UserError: A target matches nothing of that kind, only what is frozen, or what trains itself; or a layer's
+            number is out of range.
     """
-    fitting = [
-        name for name, module in model.named_modules() if into.fits(name, module) and not name.endswith("lm_head")
-    ]
+    modules = model.named_modules()
+    fitting = [name for name, module in modules if into.fits(name, module) and not name.endswith("lm_head")]
+    beside = modules_beside(model, config.modules_to_save, policy)
+    prefixes = _layer_prefixes(model, config)
     chosen: set[str] = set()
     for key, target, matched in _matched(fitting, config):
         if not matched:
@@ -80,8 +85,25 @@ def target_names(model: nn.Module, config: TargetedConfig, policy: Policy, into:
         free = {name for name in matched if policy.allows(name) and _weight_is_free(model, name, policy)}
         if not free:
             raise reject(key, target, _only_frozen(matched, policy))
-        chosen |= free
+        own = {name: above for name in free for above in beside if f"{name}.".startswith(f"{above}.")}
+        if own and (target != ALL_LINEAR or own.keys() == free):
+            raise _trains_itself(key, target, *next(iter(own.items())))
+        reached = {name for name in free - own.keys() if prefixes is None or name.startswith(prefixes)}
+        if not reached:
+            raise reject("tuner.layers_to_transform", config.layers_to_transform, f"{key}={target} has nothing there")
+        chosen |= reached
     return [name for name in fitting if name in chosen]
+
+
+def _layer_prefixes(model: nn.Module, config: TargetedConfig) -> tuple[str, ...] | None:
+    if config.layers_to_transform is None:
+        return None
+    number = len(list(model.get_submodule(_LAYERS).children()))
+    absent = [layer for layer in config.layers_to_transform if not 0 <= layer < number]
+    if absent:
+        remedy = f"this model's decoder layers are 0 to {number - 1}"
+        raise reject("tuner.layers_to_transform", absent[0], remedy)
+    return tuple(f"{_LAYERS}.{layer}." for layer in config.layers_to_transform)
 
 
 def _matched(fitting: Sequence[str], config: TargetedConfig) -> list[tuple[str, str, list[str]]]:
@@ -103,10 +125,17 @@ def _weight_is_free(model: nn.Module, name: str, policy: Policy) -> bool:
 
 
 def _only_frozen(matched: Sequence[str], policy: Policy) -> str:
-    frozen = sorted({component_of(name) for name in matched}, key=lambda item: item.value)
-    if policy.components().isdisjoint(frozen):
-        return f"lies only in {names(frozen)}, which the freeze policy keeps frozen"
+    found = sorted({component_of(name) for name in matched}, key=lambda item: item.value)
+    if policy.components() & set(found) and policy.components() & set(found) <= policy.full_components():
+        return f"nothing of {names(found)} is left for an adapter: freeze.full trains it, or it is frozen"
+    if policy.components().isdisjoint(found):
+        return f"lies only in {names(found)}, which the freeze policy keeps frozen"
     return f"lies only in what the freeze policy keeps frozen, {matched[0]} among it"
+
+
+def _trains_itself(key: str, target: str, name: str, above: str) -> UserError:
+    where = "" if name == above else f", in {above},"
+    return reject(key, target, f"{name}{where} trains itself by tuner.modules_to_save: take it out of one of the two")
 
 
 def _regex(chosen: Sequence[str], *, any_layer: bool) -> str:

@@ -12,11 +12,16 @@ class TargetedConfig:
     """Shared fields; a method extends it by fields only."""
 
     target_modules: list[str] = field(default_factory=lambda: ["all-linear"])
-    """Module names as a suffix (`q_proj`, `mlp.up_proj`) or all-linear: every linear layer of what is not frozen."""
+    """Names as a suffix (`q_proj`, `mlp.up_proj`), or all-linear: all of what is neither frozen nor trained in full."""
     target_regex: str | None = None
     """Instead of target_modules: a regular expression that names of linear layers match in full."""
+    layers_to_transform: list[int] | None = None
+    """Of the targets, only those in these decoder layers, counted from 0: nothing outside them. Null: no such limit."""
     modules_to_save: list[str] = field(default_factory=list)
-    """Modules that train themselves beside the adapter, saved with it, as suffixes: `lm_head`, `visual.merger`."""
+    """Modules that train themselves beside the adapter, saved with it, as suffixes: `lm_head`, `visual.merger`.
+
+    They must not be frozen, and all-linear leaves them out. A tied head and embedding stay tied: either names both.
+    """
     dtype: TrainedDtype = TrainedDtype.float32
     """Storage type of what trains; float32 keeps small updates that bfloat16 would round away."""
 
@@ -25,6 +30,8 @@ class TargetedConfig:
             raise reject("tuner.target_modules", [], "name at least one module, or all-linear")
         if self.target_regex is not None and self.target_modules != ["all-linear"]:
             raise reject("tuner.target_regex", self.target_regex, "stands instead of tuner.target_modules: give one")
+        if self.layers_to_transform == []:
+            raise reject("tuner.layers_to_transform", [], "name at least one decoder layer, or null for all")
         try:
             re.compile(self.target_regex or "")
         except re.error as error:

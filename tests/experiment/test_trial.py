@@ -54,6 +54,7 @@ def test_a_run_keeps_the_contracts(run, capsys):
         ["tuner=dora", "data.workers=2"],
         ["tuner=full", "freeze=none"],
         ["trainer.accumulate=2", *PACKED],
+        ["tuner.init=lora_ga", "tuner.lora_plus_ratio=4", "freeze.frozen=[vit]", "freeze.full=[aligner]"],
     ],
     ids=" ".join,
 )

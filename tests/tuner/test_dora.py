@@ -25,3 +25,17 @@ def test_trains_one_magnitude_per_output_more_than_lora(make_tuned):
 def test_values_out_of_range_are_refused():
     with pytest.raises(UserError, match=r"tuner\.rank=-1"):
         DoraConfig(rank=-1)
+
+
+def test_lora_plus_trains_b_faster_but_not_the_magnitude(make_tuned):
+    tuned = make_tuned("tuner=dora", "tuner.lora_plus_ratio=8")
+    assert set(tuned.lr_scales.values()) == {8}
+    assert tuned.lr_scales.keys() == {name for name in tuned.adapter if ".lora_B." in name}
+
+
+def test_layers_and_ranks_are_chosen_as_for_lora(make_tuned):
+    tuned = make_tuned("tuner=dora", "tuner.layers_to_transform=[1]", "tuner.rank_pattern={q_proj: 2}")
+    assert all(".language_model.layers.1." in name for name in tuned.adapter)
+    assert tuned.base.model.language_model.layers[1].self_attn.q_proj.r["default"] == 2
+    with pytest.raises(UserError, match=r"tuner\.rank=65: is larger than the layer .*k_proj: at most 64"):
+        make_tuned("tuner=dora", "tuner.rank=65")

@@ -56,3 +56,23 @@ def test_some_layers_of_a_component_are_named_one_by_one(base):
     regex = target_regex(base, TargetedConfig(target_modules=["q_proj"]), Policy(free))
     reached = {name for name, _ in base.named_modules() if re.fullmatch(regex, name)}
     assert reached == {"model.language_model.layers.2.self_attn.q_proj"}
+
+
+def of_layers(base, layers, targets=("all-linear",)):
+    free = frozenset(name for name, _ in base.named_parameters())
+    config = TargetedConfig(target_modules=list(targets), layers_to_transform=layers)
+    return {name for name, _ in base.named_modules() if re.fullmatch(target_regex(base, config, Policy(free)), name)}
+
+
+def test_only_the_layers_asked_for_get_an_adapter(base):
+    names = of_layers(base, [0, 3])
+    assert len(names) == 2 * 7 and all(re.search(r"language_model\.layers\.[03]\.", name) for name in names)
+    one = "model.language_model.layers.2.self_attn.q_proj"
+    assert of_layers(base, [2], ["q_proj"]) == {one}
+
+
+def test_layers_that_do_not_exist_or_have_no_target_are_refused(base):
+    with pytest.raises(UserError, match=r"tuner\.layers_to_transform=-1: this model's decoder layers are 0 to 3"):
+        of_layers(base, [0, -1])
+    with pytest.raises(UserError, match=r"layers_to_transform=\[0\]: tuner\.target_modules=qkv has nothing there"):
+        of_layers(base, [0], ["q_proj", "qkv"])
