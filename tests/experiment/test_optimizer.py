@@ -2,12 +2,16 @@
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from harness import registry
+from harness.experiment.folder import RunFolder
 from harness.logging.metrics import read
 from harness.trainer.checkpoint import FILE
 from harness.trainer.evaluate import Evaluator
@@ -36,12 +40,16 @@ def run_text(run, tmp_path):
         lines = [json.dumps({"messages": messages, "id": number}) + "\n" for number in range(count)]
         (tmp_path / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
 
-    def start(name, *overrides):
+    def complete(*overrides):
         rows = [f"data.{split}={tmp_path / f'{split}.jsonl'}" for split in ("train", "val")]
         steps = [f"trainer.max_steps={STEPS}", "trainer.save_every_steps=2", "trainer.keep_checkpoints=9"]
         common = ["data=jsonl", "tuner=full", "trainer.batch_size=2", "optim.lr=1e-3", "trainer.val_every_steps=2"]
-        return run(name, *common, *rows, *steps, "trainer.val_at_start=false", "trainer.log_every_steps=1", *overrides)
+        return [*common, *rows, *steps, "trainer.val_at_start=false", "trainer.log_every_steps=1", *overrides]
 
+    def start(name, *overrides):
+        return run(name, *complete(*overrides))
+
+    start.overrides = complete
     return start
 
 
@@ -154,3 +162,21 @@ def test_a_rate_for_each_layer_is_logged_and_shown(run_text):
     assert logged == {f"train/lr/{name}": pytest.approx(1e-3 / 2 ** (5 - i)) for i, name in enumerate(names)}
     log = (folder.path / "train.log").read_text()
     assert "3.1e-05 to 1.0e-03" in log
+
+
+@pytest.mark.slow
+def test_lisa_on_two_processes_is_lisa_on_one(run_text, tmp_path):
+    """Both draw the same layers, and gradients are averaged although most layers bring none."""
+    choice = ["optim=lisa", "optim.activated_layers=1", "optim.step_interval=2", "data.shuffle=false"]
+    one, code = run_text("one", *choice, "trainer.accumulate=2")
+    assert code == 0
+    command = [sys.executable, "-m", "harness", *run_text.overrides(*choice), "trainer.accumulate=2"]
+    command += ["trainer.devices=2", "trainer.batch_size=1", "trainer.accelerator=cpu", "data.workers=0"]
+    command += [f"hydra.run.dir={tmp_path / 'two'}"]
+    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert result.returncode == 0, result.stderr
+    two = RunFolder(tmp_path / "two")
+    curves = [[row["train/loss"] for row in read(folder.metrics)] for folder in (one, two)]
+    assert len(curves[0]) == STEPS and curves[1] == pytest.approx(curves[0], abs=1e-5)
+    before, after = (checkpoint(folder, "last")["state_dict"] for folder in (one, two))
+    assert all(torch.allclose(after[name], value, atol=1e-5) for name, value in before.items())

@@ -50,6 +50,16 @@ def drawn(monkeypatch: pytest.MonkeyPatch, path: Path, png: Path) -> list[dict[s
     return panels
 
 
+def test_of_many_rates_the_legend_names_the_highest_and_the_lowest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = {f"train/lr/llm_layer_{number:02d}": 1e-3 / 2**number for number in range(9)}
+    path = write(tmp_path / "metrics.jsonl", [{"step": step, "train/loss": 1.0} | rates for step in (1, 2, 3)])
+    panel = drawn(monkeypatch, path, tmp_path / "curves.png")[1]
+    named = {str(label) for label in panel["lines"] if not str(label).startswith("_")}
+    assert named == {"llm_layer_00", "llm_layer_08"}
+
+
 def test_all_panels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "metrics.jsonl", full(60))
     loss, metrics, rates, gradient = drawn(monkeypatch, path, tmp_path / "curves.png")

@@ -86,6 +86,11 @@ def test_learning_rates_that_differ_are_all_named() -> None:
     assert describe(row) == "loss 1 lr 1.0e-04 (llm) 1.0e-06 (vit)"
 
 
+def test_of_many_learning_rates_the_range_is_told() -> None:
+    row = {f"train/lr/llm_layer_{number:02d}": 1e-4 / 2**number for number in range(10)}
+    assert describe(row) == "lr 2.0e-07 to 1.0e-04"
+
+
 def test_utilisation_and_what_is_missing() -> None:
     assert describe({"perf/mfu": 0.314}) == "mfu 31.4 %"
     assert describe({"train/lr/llm": 1e-4}) == "lr 1.0e-04"
