@@ -80,9 +80,7 @@ def use_shifted_sparse(model: PreTrainedModel, groups: Groups) -> None:
         raise reject("model.attention", name, f"does no shifted sparse attention; set one of {sorted(_KERNELS)}")
     if config.num_key_value_heads % 2:
         heads = config.num_key_value_heads
-        raise reject(
-            "tuner", "longlora", f"shifts half of the heads, and the checkpoint has {heads} of keys and values"
-        )
+        raise reject("tuner", "longlora", f"halves the heads, and this checkpoint has {heads} of keys; use tuner=lora")
     shifted = f"{name}_shifted"
     AttentionInterface.register(shifted, partial(_attend, ALL_ATTENTION_FUNCTIONS[name], _KERNELS[name]))
     AttentionMaskInterface.register(shifted, ALL_MASK_ATTENTION_FUNCTIONS[name])
