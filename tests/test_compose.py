@@ -44,3 +44,10 @@ def test_multirun_checks_each_trial_before_the_first_starts():
     assert [run.tuner.rank for run in check(["tuner.rank=4,8"], multirun=True)] == [4, 8]
     with pytest.raises(UserError, match=r"in the trial tuner\.rank=0: tuner\.rank=0: must be 1 or more"):
         check(["tuner.rank=4,0", "hydra.sweep.dir=x"], multirun=True)
+
+
+@pytest.mark.parametrize("override", ["tuner.rank_pattern={q_proj: 4}", "tuner.rank_pattern.q_proj=4"])
+def test_a_map_takes_keys_of_the_users_own(make_config, override):
+    assert make_config(override).tuner.rank_pattern == {"q_proj": 4}
+    with pytest.raises(UserError, match=r"tuner\.rank_pattern\.q_proj=x: "):
+        make_config(override.replace("4", "x"))

@@ -94,7 +94,7 @@ def build(config: LoraConfig, loaded: "Loaded", policy: "Policy", outlook: "Outl
     method, start = METHODS.get(config.init.partition("_niter_")[0]), {}
     if method is not None:
         compute = partial(method.compute, base, layers, config, outlook)
-        start = kept(outlook.start_file, repr(config), getattr(torch, config.dtype.name), compute)
+        start = kept(outlook, repr(config), getattr(torch, config.dtype.name), compute)
         change_base(base, layers, start, method, config)
     config = following(config, layers, start)
     tuned = wrap(

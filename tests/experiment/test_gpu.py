@@ -27,6 +27,8 @@ LEARN = (
         ["memory.precision=fp16", "tuner=full", "optim.lr=1e-3"],
         ["memory.precision=fp32"],
         ["model.dtype=bfloat16", "memory.checkpointing=true", "freeze=none", "tuner=dora"],
+        ["model.dtype=bfloat16", "memory.checkpointing=true", "freeze.frozen=[]", "freeze.full=[aligner]"],
+        ["model.dtype=bfloat16", "tuner.init=loftq", "tuner.loftq.iterations=5"],
     ],
     ids=" ".join,
 )
@@ -38,7 +40,15 @@ def test_learns_in_every_precision(run, choice):
     assert summary["peak_allocated_gib"] > 0
 
 
-@pytest.mark.parametrize("choice", [["model.dtype=bfloat16"], ["model.dtype=float16", "tuner=dora"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "choice",
+    [
+        ["model.dtype=bfloat16"],
+        ["model.dtype=float16", "tuner=dora"],
+        *(["model.dtype=bfloat16", f"tuner.init={init}"] for init in ("pissa", "eva", "corda", "lora_ga")),
+    ],
+    ids=" ".join,
+)
 def test_a_resumed_run_has_the_same_losses(run, choice):
     common = [*LEARN[:-1], *choice, "trainer.max_steps=9", "trainer.save_every_steps=3", "trainer.keep_checkpoints=9"]
     folder, _ = run("a", *common)

@@ -3,6 +3,7 @@
 Shapes: R rank, D inputs, E outputs of a layer.
 """
 
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +17,9 @@ from torch import Tensor
 
 from harness.errors import UserError
 from harness.experiment.folder import local_rank
+from harness.tuner.outlook import Outlook
+
+log = logging.getLogger(__name__)
 
 _WAIT_S = 3600
 """How long the other ranks wait for the first one's file."""
@@ -36,14 +40,14 @@ Start = Mapping[str, Factors]
 """By name of the layer in the base model."""
 
 
-def kept(file: Path, settings: str, dtype: torch.dtype, compute: Callable[[], Start]) -> dict[str, Factors]:
+def kept(outlook: Outlook, settings: str, dtype: torch.dtype, compute: Callable[[], Start]) -> dict[str, Factors]:
     """Returns a start from its file; the first rank computes and writes it where there is none.
 
     Every rank reads what the first one wrote, and a resumed run what the run began with: an SVD on a GPU need not give
-    the same bits twice. Random numbers drawn on the way are put back.
+    the same bits twice. Random numbers drawn on the way are put back, and its memory is not counted as training's.
 
     Args:
-        file: Where it is kept.
+        outlook: For the device, and the file that keeps it.
         settings: What the start follows from, in words.
         dtype: The adapter's.
         compute: Makes a start.
@@ -51,15 +55,28 @@ def kept(file: Path, settings: str, dtype: torch.dtype, compute: Callable[[], St
     Raises:
         UserError: The file is of other settings.
     """
+    file = outlook.start_file
     if local_rank() == 0 and not file.is_file():
-        with torch.random.fork_rng():
+        began = time.monotonic()
+        with torch.random.fork_rng([outlook.device] if outlook.device.type == "cuda" else []):
             _write(file, settings, dtype, compute())
+        log.info("tuner.init: computed in %.1f s%s", time.monotonic() - began, _peak(outlook.device))
     deadline = time.monotonic() + _WAIT_S
     while not file.is_file():
         if time.monotonic() > deadline:
             raise TimeoutError(f"{file}: the first rank wrote no start within {_WAIT_S} s")
         time.sleep(0.2)
     return _read(file, settings)
+
+
+def _peak(device: torch.device) -> str:
+    """Returns the memory that a start took, in words, and counts anew from here."""
+    if device.type != "cuda":
+        return ""
+    peak = torch.cuda.max_memory_allocated(device) / 2**30
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    return f", at most {peak:.1f} GiB on the device"
 
 
 def _write(file: Path, settings: str, dtype: torch.dtype, start: Start) -> None:

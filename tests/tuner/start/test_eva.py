@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from harness.model.attention import use_varlen
 from harness.tuner.start.calibration import input_moments
 from harness.tuner.start.eva import distributed
 
@@ -50,9 +51,12 @@ def test_directions_are_given_where_they_explain_most():
     assert distributed(shares, 4) == {"a": 3, "b": 1, "c": 0}
 
 
-@pytest.mark.parametrize("freeze", ["freeze=none", "freeze=vit_aligner"])
-def test_layers_fed_the_same_share_what_is_known_of_their_inputs(make_tuned, outlook, freeze):
-    base = make_tuned("tuner=full", freeze).base
+@pytest.mark.parametrize("varlen", [True, False])
+def test_layers_fed_the_same_share_what_is_known_of_their_inputs(make_tuned, outlook, varlen):
+    """Padding counts for nothing, in rows of their own or laid end to end."""
+    base = make_tuned("tuner=full").base
+    if varlen:
+        use_varlen(base)
     names = [f"model.language_model.layers.0.self_attn.{leaf}" for leaf in ("q_proj", "k_proj", "v_proj", "o_proj")]
     found = input_moments(base, names, outlook, (2, 2, None))
     assert found[names[0]] is found[names[1]] is found[names[2]] is not found[names[3]]
