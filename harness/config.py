@@ -55,6 +55,10 @@ class RunConfig:
         if self.optim.full_only and not is_full:
             remedy = f"trains the model's own weights, and tuner={self.tuner.name} is an adapter; set tuner=full"
             raise reject("optim", self.optim.name, remedy)
+        for key in ("accumulate", "devices") if getattr(self.optim, "per_parameter", False) else ():
+            if getattr(self.trainer, key) > 1:
+                remedy = "optim.per_parameter updates before the gradients of the others are added; set 1"
+                raise reject(f"trainer.{key}", getattr(self.trainer, key), remedy)
         if self.freeze.full and is_full:
             full = [item.name for item in self.freeze.full]
             raise reject(
