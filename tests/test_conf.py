@@ -15,6 +15,7 @@ PLACEHOLDERS = {
     "data=files": ["data.train=train.jsonl"],
     "data=jsonl": ["data.train=train.jsonl"],
     "experiment=caption_lora": ["data.train=train.jsonl"],
+    "optim=galore": ["tuner=full"],
 }
 
 
