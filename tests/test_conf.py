@@ -16,6 +16,7 @@ PLACEHOLDERS = {
     "data=jsonl": ["data.train=train.jsonl"],
     "experiment=caption_lora": ["data.train=train.jsonl"],
     "optim=galore": ["tuner=full"],
+    "optim=q_galore": ["tuner=full"],
 }
 
 
