@@ -15,6 +15,8 @@ PLACEHOLDERS = {
     "data=files": ["data.train=train.jsonl"],
     "data=jsonl": ["data.train=train.jsonl"],
     "experiment=caption_lora": ["data.train=train.jsonl"],
+    "optim=apollo": ["tuner=full"],
+    "optim=apollo_mini": ["tuner=full"],
     "optim=galore": ["tuner=full"],
     "optim=q_galore": ["tuner=full"],
 }
