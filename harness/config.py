@@ -46,25 +46,34 @@ class RunConfig:
         """Checks the rules that span groups; the range of a single key is its own dataclass's matter."""
         if not 0 <= self.seed < 2**32:
             raise reject("seed", self.seed, "must be 0 or more, and below 2**32")
+        self._check_optim()
+        self._check_tuner(getattr(self.tuner, "is_full", False))
+        self._check_steps()
+
+    def _check_optim(self) -> None:
         # With exceptions that train, only the model tells what is frozen; the parameter groups check it then.
         for component in () if self.freeze.overrides() else self.freeze.frozen:
             rate = getattr(self.optim, f"{component.name}_lr", None)
             if rate is not None:
                 raise reject(f"optim.{component.name}_lr", rate, f"the freeze policy keeps {component.name} frozen")
-        is_full = getattr(self.tuner, "is_full", False)
+        for key in ("accumulate", "devices") if getattr(self.optim, "per_parameter", False) else ():
+            if getattr(self.trainer, key) > 1:
+                remedy = "optim.per_parameter updates before the gradients of the others are added; set 1"
+                raise reject(f"trainer.{key}", getattr(self.trainer, key), remedy)
+
+    def _check_tuner(self, is_full: bool) -> None:
+        tuner = self.tuner.name
         if self.optim.full_only and not is_full:
-            remedy = f"trains the model's own weights, and tuner={self.tuner.name} is an adapter; set tuner=full"
+            remedy = f"trains the model's own weights, and tuner={tuner} is an adapter; set tuner=full"
             raise reject("optim", self.optim.name, remedy)
         if self.model.new_special_tokens and not self.model.train_new_tokens and not is_full:
-            remedy = (
-                f"tuner={self.tuner.name} leaves the embedding alone, and its export would lack new tokens; set true"
-            )
+            remedy = f"tuner={tuner} leaves the embedding alone, and its export would lack new tokens; set true"
             raise reject("model.train_new_tokens", "false", remedy)
         if self.freeze.full and is_full:
             full = [item.name for item in self.freeze.full]
-            raise reject(
-                "freeze.full", full, f"tuner={self.tuner.name} trains all that is not frozen in full; leave it out"
-            )
+            raise reject("freeze.full", full, f"tuner={tuner} trains all that is not frozen in full; leave it out")
+
+    def _check_steps(self) -> None:
         if self.data.max_tokens_per_batch is not None and self.trainer.batch_size != 1:
             raise reject(
                 "trainer.batch_size", self.trainer.batch_size, "data.max_tokens_per_batch sizes batches; set 1"

@@ -16,6 +16,10 @@ PLACEHOLDERS = {
     "data=jsonl": ["data.train=train.jsonl"],
     "experiment=caption_lora": ["data.train=train.jsonl"],
     "optim=lisa": ["tuner=full"],
+    "optim=apollo": ["tuner=full"],
+    "optim=apollo_mini": ["tuner=full"],
+    "optim=galore": ["tuner=full"],
+    "optim=q_galore": ["tuner=full"],
 }
 
 

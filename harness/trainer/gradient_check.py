@@ -1,6 +1,9 @@
 """Refuses a run in which a component that should train gets no gradient."""
 
-from torch import nn
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from torch import Tensor, nn
 
 from harness.errors import UserError
 from harness.model.component import Component, component_of, names
@@ -20,14 +23,18 @@ class GradientCheck:
             if parameter.requires_grad:
                 self._parameters.setdefault(component_of(name), []).append(parameter)
 
-    def check(self, *, step_has_images: bool) -> None:
+    def check(self, *, step_has_images: bool, freed: Mapping[nn.Parameter, Tensor] = MappingProxyType({})) -> None:
         """Call after the backward pass, before gradients are cleared.
+
+        Args:
+            step_has_images: Whether this step reaches the vision side.
+            freed: Norms of gradients that the optimiser has used and cleared already.
 
         Raises:
             UserError: All gradients of a trainable component are missing or zero.
         """
         ready = [item for item in self._parameters if item is Component.llm or step_has_images]
-        dead = [item for item in ready if not any(map(_has_gradient, self._parameters.pop(item)))]
+        dead = [item for item in ready if not any(_has_gradient(p, freed) for p in self._parameters.pop(item))]
         if dead:
             raise UserError(
                 f"{names(dead)}: marked as trainable, but the first step gave it no gradient, so it would never train. "
@@ -53,5 +60,6 @@ def check_reachable(model: nn.Module, shows_something: bool) -> None:
         )
 
 
-def _has_gradient(parameter: nn.Parameter) -> bool:
-    return parameter.grad is not None and bool(parameter.grad.any())
+def _has_gradient(parameter: nn.Parameter, freed: Mapping[nn.Parameter, Tensor]) -> bool:
+    gradient = freed.get(parameter, parameter.grad)
+    return gradient is not None and bool(gradient.any())

@@ -6,7 +6,7 @@ ranks. Averaging per micro-batch instead weights a token by how few others its m
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.config import RunConfig
 from harness.data.batch import Batch
@@ -73,7 +73,15 @@ class TrainingModule(lightning.LightningModule):
         return loss if self.tuned.regularizer is None else loss + self.tuned.regularizer()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Builds the optimiser and a schedule that moves once per optimiser step."""
+        """Builds the optimiser and a schedule that moves once per optimiser step.
+
+        Raises:
+            UserError: The optimiser finds nothing to work on, or updates within a backward pass of scaled gradients.
+        """
+        if self.trainer.precision == "16-mixed" and getattr(self.config.optim, "per_parameter", False):
+            raise reject(
+                "optim.per_parameter", True, "would use the scaled gradients of fp16; set memory.precision=bf16"
+            )
         groups = parameter_groups(self.model, self.config.optim, self.lr, self.tuned.lr_scales)
         log.info("optimizer groups: %s", sizes(groups))
         optimizer = build("optim", self.config.optim, groups)
@@ -83,7 +91,7 @@ class TrainingModule(lightning.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Notes the step's learning rates; stops the run if a component that should train got no gradient."""
         self.learning_rates = learning_rates(optimizer.param_groups)
-        self._gradient_check.check(step_has_images=self.meter.step_has_images)
+        self._gradient_check.check(step_has_images=self.meter.step_has_images, freed=_freed_norms(optimizer))
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Takes the step, then lets the tuner act on it while the gradients are still there."""
@@ -117,7 +125,9 @@ class TrainingModule(lightning.LightningModule):
         """Clips by global norm and keeps the norm from before clipping, on the device."""
         parameters = [parameter for parameter in self.parameters() if parameter.grad is not None]
         limit = self.config.optim.max_grad_norm or math.inf
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit).detach()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, limit).detach()
+        freed = [length.to(norm) for length in _freed_norms(optimizer).values()]
+        self.grad_norm = torch.linalg.vector_norm(torch.stack([norm, *freed])) if freed else norm
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Returns trainable weights only."""
@@ -179,3 +189,8 @@ class TrainingModule(lightning.LightningModule):
         total = torch.tensor(count, device=self.device)
         torch.distributed.all_reduce(total)
         return int(total)
+
+
+def _freed_norms(optimizer: torch.optim.Optimizer) -> Mapping[nn.Parameter, Tensor]:
+    """Returns the norms of the gradients that an optimiser used within this step's backward pass and freed."""
+    return getattr(optimizer, "freed", {})
