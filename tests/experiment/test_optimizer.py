@@ -62,6 +62,7 @@ def checkpoint(folder, name):
     return torch.load(folder.checkpoints / name / FILE, weights_only=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_resumed_run_is_the_run_it_would_have_been(run_text, name):
     choice = [f"optim={name}", *OPTIONS.get(name, []), "trainer.accumulate=2"]

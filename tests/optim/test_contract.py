@@ -31,6 +31,8 @@ OPTIMIZERS = [
     for name in registry.names("optim")
 ]
 contract = pytest.mark.parametrize("name", OPTIMIZERS)
+# Backward passes of a GPU add in any order: what runs only there has a test of its own, on drawn gradients.
+bitwise = pytest.mark.parametrize("name", [item for item in OPTIMIZERS if item.values[0] not in GPU_ONLY])
 
 
 @pytest.fixture
@@ -76,14 +78,14 @@ def assert_equal(left, right):
     assert different == []
 
 
-@contract
+@bitwise
 def test_is_deterministic_bit_by_bit(start, make_batch, name):
     first, second = start(name), start(name)
     assert train(first, make_batch(0, 1), 2) == train(second, make_batch(0, 1), 2)
     assert_equal(weights(first), weights(second))
 
 
-@contract
+@bitwise
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_state_survives_a_checkpoint_bit_by_bit(start, make_batch, name, dtype):
     """As Lightning does it: weights, optimiser and schedule, read with weights_only into a run that just began."""
@@ -103,7 +105,7 @@ def test_state_survives_a_checkpoint_bit_by_bit(start, make_batch, name, dtype):
 
 @contract
 def test_learns(start, make_batch, name):
-    losses = train(start(name), make_batch(0, 1, 2, 3), 12)
+    losses = train(start(name), make_batch(0, 1, 2, 3), 10)
     assert losses[-1] < 0.6 * losses[0]
 
 
