@@ -11,19 +11,17 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel
-from torch import nn
 
 from harness.tuner.start.factors import Start
 
 
-def exporter(model: nn.Module, start: Start) -> Callable[[Path], Path]:
+def exporter(model: PeftModel, start: Start) -> Callable[[Path], Path]:
     """Returns an export that saves the difference to a start.
 
     Args:
         model: The wrapped model.
         start: A and B of each layer as they were taken out of the base.
     """
-    assert isinstance(model, PeftModel)
 
     def export(folder: Path) -> Path:
         state = model.state_dict()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -99,9 +100,11 @@ def set_factors(model: nn.Module, start: Start) -> None:
 
 def export_for(method: Method, tuned: Tuned, start: Start) -> Callable[[Path], Path]:
     """Returns the export that loads to what was trained."""
+    model = tuned.model
+    assert isinstance(model, PeftModel)
     exports = {
         Base.untouched: lambda: tuned.export,
-        Base.without_product: lambda: changed_base.exporter(tuned.model, start),
+        Base.without_product: lambda: changed_base.exporter(model, start),
         Base.quantised: lambda: merged.exporter(tuned, tuned.base.dtype),
     }
     return exports[method.base]()
