@@ -34,5 +34,5 @@ def test_refuses_a_name_twice():
 
 
 def test_unknown_name_lists_the_known():
-    with pytest.raises(UserError, match="known: dora, full, lora"):
+    with pytest.raises(UserError, match=r"known: .*dora, .*full, .*lora"):
         registry.get("tuner", "lorra")

@@ -47,7 +47,7 @@ EXPECTED = {
     Method.c3a: Runs("tuner.options={block_size:32}", start=1),
     Method.deft: Runs(SMALL),
     Method.delora: Runs(SMALL),
-    Method.frod: Runs(warns="Sparse invariant checks are implicitly disabled"),
+    Method.frod: Runs(),
     Method.glora: Runs(SMALL),
     Method.gralora: Runs("tuner.options={r:4,gralora_k:2}"),
     Method.hira: Runs(SMALL),
