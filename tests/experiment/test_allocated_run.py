@@ -51,3 +51,20 @@ def test_a_resumed_run_is_the_run_it_would_have_been(run, choice):
         assert resumed["tuner"]["rank_pattern"] == end["tuner"]["rank_pattern"]
         pattern = json.loads((folder.path / "adapter" / "adapter_config.json").read_text())["rank_pattern"]
         assert sum(sum(mask) for mask in pattern.values()) == 2 * 4 * 7
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["adalora", "vera", "boft", "oft", "fourierft", "bone"])
+def test_a_run_on_a_gpu_learns_and_goes_on(run, name):
+    """Averages of AdaLoRA, VeRA's matrices, BOFT's permutations and FourierFT's places are on the device."""
+    common = [f"tuner={name}", "model.dtype=bfloat16", "trainer.accelerator=gpu", "freeze=none", "optim.lr=3e-3"]
+    common += ["trainer.max_steps=6", "trainer.save_every_steps=3", "trainer.keep_checkpoints=9"]
+    folder, code = run("a", *common)
+    expected = [row["train/loss"] for row in read(folder.metrics) if row["step"]]
+    assert code == 0 and expected[-1] < expected[0]
+    (folder.checkpoints / "last").unlink()
+    (folder.checkpoints / "last").symlink_to("step_3")
+    _, code = run("a", *common, "trainer.resume=auto")
+    got = [row["train/loss"] for row in read(folder.metrics) if row["step"]]
+    assert code == 0
+    torch.testing.assert_close(torch.tensor(got), torch.tensor(expected), atol=5e-3, rtol=0)

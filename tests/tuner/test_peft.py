@@ -182,6 +182,18 @@ def test_method_trains_in_every_component_over_a_bfloat16_base(
         assert torch.isfinite(parameter.grad).all(), key
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", NAMES)
+def test_method_trains_on_a_gpu(make_tuned, make_batch, name, listed_warnings):
+    """Built on the CPU and moved: what PEFT keeps beside parameters and buffers has to follow."""
+    tuned = make_tuned(*overrides(Method[name]), "freeze=none", "model.dtype=bfloat16")
+    tuned.model.to("cuda")
+    with torch.autocast("cuda", torch.bfloat16):
+        train(tuned, make_batch(0, 1).to("cuda"))
+    for key, parameter in tuned.model.named_parameters():
+        assert parameter.device.type == "cuda" and torch.isfinite(parameter).all(), key
+
+
 def test_every_method_of_peft_is_offered_refused_or_has_a_tuner():
     known = {kind.value.lower() for kind in PEFT_TYPE_TO_CONFIG_MAPPING}
     assert {method.name for method in Method} == {method.value for method in Method} == known
