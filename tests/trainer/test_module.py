@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from harness.errors import UserError
 from harness.trainer.module import TrainingModule
 
 
@@ -60,3 +61,12 @@ def test_checkpoint_that_lacks_a_weight_is_refused(make_tuned, make_config):
     state.popitem()
     with pytest.raises(RuntimeError, match="the checkpoint lacks 1 trainable weights"):
         module.on_load_checkpoint({"state_dict": state, "rng": [{}]})
+
+
+def test_updates_by_scaled_gradients_are_refused(make_tuned, make_config):
+    choice = ["tuner=full", "optim=galore", "optim.rank=8", "optim.max_grad_norm=null", "optim.per_parameter=true"]
+    module = TrainingModule(make_tuned(*choice), make_config(*choice), total_steps=1)
+    module._trainer = OneProcess(1)
+    module._trainer.precision = "16-mixed"
+    with pytest.raises(UserError, match=r"optim\.per_parameter=True: .*set memory\.precision=bf16"):
+        module.configure_optimizers()
