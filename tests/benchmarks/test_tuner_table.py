@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from harness import registry
+from harness.compose import compose_config
+from harness.config import to_run_config
 
 registry.load()
 FOLDER = Path(__file__).parent.parent.parent / "benchmarks"
@@ -167,3 +169,17 @@ def test_every_tuner_and_optimizer_has_a_row():
     assert {f"tuner={name}" for name in registry.names("tuner")} <= set(chosen)
     optimizers = [choice for choices in tuner_table.TABLE["optimizers"].values() for choice in choices]
     assert {f"optim={name}" for name in registry.names("optim")} <= set(optimizers)
+
+
+@pytest.mark.parametrize("name", tuner_table.TABLE["methods"])
+def test_settings_of_methods_compose(name):
+    method = tuner_table.TABLE["methods"][name]
+    (run,) = tuner_table.digits_runs(name, "choose", tuner_table.rates(name)[:1], (0,))
+    to_run_config(compose_config(run.overrides))
+    gpu = [*tuner_table.GPU, "model.path=folder", "data.train=train.jsonl", *method["choice"], *method.get("gpu", [])]
+    to_run_config(compose_config(gpu))
+
+
+@pytest.mark.parametrize("name", tuner_table.TABLE["optimizers"])
+def test_optimizers_compose(name):
+    to_run_config(compose_config(["tuner=full", *tuner_table.TABLE["optimizers"][name]]))
