@@ -11,6 +11,10 @@ hypothesis.settings.register_profile("harness", derandomize=True, deadline=None,
 hypothesis.settings.load_profile("harness")
 
 
+def pytest_addoption(parser) -> None:
+    parser.addoption("--record", action="store_true", help="write the golden losses of the chosen tuners anew")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def loaded_registry() -> None:
     registry.load()

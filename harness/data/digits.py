@@ -28,12 +28,17 @@ class DigitsConfig(DataConfig):
     name: str = "digits"
     train_rows: int | None = None
     """Train on the first this many of the 1,437 rows, for quick runs; null takes them all."""
+    held_out: int | None = None
+    """Validate on the last this many of those rows, which then do not train, and leave the 360 alone: for choosing."""
 
     def __post_init__(self) -> None:
         # Zero-argument super() fails in a slots dataclass: the decorator makes a second class of the same name.
         DataConfig.__post_init__(self)
         if self.train_rows is not None and not 1 <= self.train_rows <= NUM_TRAIN:
             raise reject("data.train_rows", self.train_rows, f"give 1 to {NUM_TRAIN}, or null for all")
+        rows = self.train_rows or NUM_TRAIN
+        if self.held_out is not None and not 1 <= self.held_out < rows:
+            raise reject("data.held_out", self.held_out, f"give 1 to {rows - 1}, or null for none")
 
 
 @register("data", DigitsConfig)
@@ -50,6 +55,8 @@ def build(config: DigitsConfig) -> "Sources":
     data = load_digits()
     train, val = train_test_split(np.arange(len(data.target)), test_size=NUM_VAL, random_state=0, stratify=data.target)
     train = train[: config.train_rows]
+    if config.held_out is not None:
+        train, val = train[: -config.held_out], train[-config.held_out :]
     content = hashlib.sha256(QUESTION.encode())
     for part in (data.images, data.target, train, val):
         content.update(np.ascontiguousarray(part, dtype="<i8").tobytes())

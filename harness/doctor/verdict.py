@@ -16,6 +16,7 @@ from harness.model.attention import check_available
 from harness.model.component import names
 from harness.model.loading import skeleton
 from harness.model.processor import Processor
+from harness.optim.schedule import ScheduleName
 from harness.registry import build
 from harness.trainer.standard import pick_accelerator
 from harness.tuner.target import ALL_LINEAR
@@ -91,6 +92,9 @@ def _without_validation(config: RunConfig, splits: list[Split]) -> list[str]:
     for key in ("load_best", "val_every_steps"):
         if value := getattr(config.trainer, key):
             found.append(str(reject(f"trainer.{key}", value, "there are no validation rows; give data.val")))
+    if config.optim.schedule.name is ScheduleName.reduce_lr_on_plateau:
+        remedy = "there are no validation rows; give data.val"
+        found.append(str(reject("optim.schedule.name", "reduce_lr_on_plateau", remedy)))
     return found
 
 

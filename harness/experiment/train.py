@@ -32,6 +32,7 @@ from harness.logging.setup import setup_logging
 from harness.logging.tracker import finish
 from harness.memory.precision import checked_precision
 from harness.model.processor import Processor, load_processor
+from harness.optim.schedule import ScheduleName
 from harness.registry import build
 from harness.trainer.callback import BetweenSteps
 from harness.trainer.checkpoint import Checkpointer
@@ -132,6 +133,8 @@ def _evaluator(folder: RunFolder, config: RunConfig, data: DataModule, processor
     for key in ("load_best", "val_every_steps"):
         if getattr(config.trainer, key):
             raise reject(f"trainer.{key}", getattr(config.trainer, key), "there are no validation rows; give data.val")
+    if config.optim.schedule.name is ScheduleName.reduce_lr_on_plateau:
+        raise reject("optim.schedule.name", "reduce_lr_on_plateau", "there are no validation rows; give data.val")
     return None
 
 

@@ -111,6 +111,8 @@ class BetweenSteps(lightning.Callback):
         self.progression.train_loss = self.recorder.flush(interval, self.progression.memory)
         with pl_module.meter.paused():
             metrics = self._evaluate(trainer, pl_module, step) if validate else {}
+            if (monitor := self.progression.best.metric) in metrics:
+                pl_module.after_validation(badness(monitor, metrics[monitor]))
             self.recorder.commit(metrics)
             best = self._is_best(metrics, step)
             if save or (best and self.checkpoints):

@@ -21,6 +21,7 @@ from harness.data.batch import Batch
 from harness.errors import reject
 from harness.model.forward import loss_sum, supervised_logits
 from harness.optim.group import learning_rates, parameter_groups, sizes
+from harness.optim.plateau import tell
 from harness.optim.schedule import build_schedule
 from harness.registry import build
 from harness.trainer.gradient_check import GradientCheck
@@ -170,6 +171,15 @@ class TrainingModule(lightning.LightningModule):
 
     def on_train_start(self) -> None:
         """Sets the rates of the first step from the schedule, which a longer resumed run has stretched."""
+        self._set_rates()
+
+    def after_validation(self, badness: float) -> None:
+        """Tells a schedule that waits for progress how a validation went (lower is better), before the next step."""
+        if tell(self.trainer.lr_scheduler_configs[0].scheduler, badness):  # type: ignore[arg-type]
+            log.info("step %d: no progress for a while, learning rates fall", self.trainer.global_step)
+            self._set_rates()
+
+    def _set_rates(self) -> None:
         optimizer, scheduler = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
         assert isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)
         for group, base, factor in zip(optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):

@@ -50,6 +50,15 @@ def test_train_rows_takes_the_first_and_changes_the_fingerprint(sources):
     assert build(DigitsConfig()).fingerprint == sources.fingerprint
 
 
+def test_held_out_rows_come_from_training_and_leave_the_360_alone(sources):
+    chosen = build(DigitsConfig(train_rows=100, held_out=30))
+    assert _indices(chosen.train) == _indices(sources.train)[:70]
+    assert _indices(chosen.val) == _indices(sources.train)[70:100]
+    assert not set(_indices(chosen.val)) & set(_indices(sources.val))
+    with pytest.raises(UserError, match=r"data\.held_out=100: give 1 to 99"):
+        DigitsConfig(train_rows=100, held_out=100)
+
+
 @pytest.mark.parametrize("rows", [0, 1438])
 def test_train_rows_out_of_range(rows):
     with pytest.raises(UserError, match=rf"data\.train_rows={rows}: give 1 to 1437"):

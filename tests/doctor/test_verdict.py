@@ -105,6 +105,10 @@ def test_image_that_breaks_in_decoding_ends_training_unless_skipped(failures, wr
     [
         ("trainer.val_every_steps=5", "trainer.val_every_steps=5: there are no validation rows; give data.val"),
         ("trainer.load_best=true", "trainer.load_best=True: there are no validation rows; give data.val"),
+        (
+            "optim.schedule.name=reduce_lr_on_plateau",
+            "optim.schedule.name=reduce_lr_on_plateau: there are no validation rows; give data.val",
+        ),
     ],
 )
 def test_settings_that_need_validation_rows(failures, write_rows, row, override, expected):

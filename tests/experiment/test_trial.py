@@ -203,6 +203,24 @@ def test_a_longer_resumed_run_stretches_the_schedule(run_text):
         assert rate == pytest.approx(1e-3 * multiplier(expected, step - 1, total)), f"step {step}"
 
 
+def test_rates_that_follow_validation_fall_and_go_on_after_a_resume(run_text, monkeypatch):
+    losses = iter([1.0, 2.0, 3.0, 0.5, 2.0, 3.0])
+    monkeypatch.setattr(Evaluator, "_loss", lambda self, trainer, module: next(losses))
+    plateau = ["name=reduce_lr_on_plateau", "factor=0.5", "patience=0", "cooldown=1", "warmup_steps=2"]
+    common = [f"optim.schedule.{item}" for item in plateau] + ["trainer.val_every_steps=1"]
+    folder, _ = run_text("a", *common, "trainer.max_steps=3")
+    _, code = run_text("a", *common, "trainer.max_steps=6", "trainer.resume=auto")
+    assert code == 0
+    # Falls after the second validation; the third and so the resume lie in its rest, and the fifth makes it fall again.
+    assert [row["train/lr/llm"] for row in read(folder.metrics)] == [0, 5e-4, 5e-4, 5e-4, 5e-4, 2.5e-4]
+
+
+def test_rates_that_follow_validation_need_one(run_text, capsys):
+    _, code = run_text("a", "data.val=null", "optim.schedule.name=reduce_lr_on_plateau", "trainer.max_steps=1")
+    assert code == 2
+    assert "optim.schedule.name=reduce_lr_on_plateau: there are no validation rows" in capsys.readouterr().err
+
+
 def test_the_summary_of_a_resumed_run_is_that_of_the_whole_run(run_text):
     common = ["trainer.val_at_start=true", "trainer.max_steps=4", "trainer.save_every_steps=2"]
     common += ["trainer.val_every_steps=2", "optim.schedule.name=constant"]
