@@ -6,6 +6,7 @@ from peft import PeftModel
 from transformers import Qwen3VLForConditionalGeneration
 
 from harness import registry
+from harness.errors import UserError
 from harness.model.component import Component, component_of
 from harness.model.forward import loss_sum, supervised_logits
 from harness.tuner.own_format import attach, is_own
@@ -35,7 +36,24 @@ CHOICES = [[f"tuner={name}"] for name in TUNERS] + [
     ["tuner=dora", "tuner.layers_to_transform=[1]", "tuner.rank_pattern={q_proj: 4}"],
     ["tuner=dora", "freeze=none"],
 ]
-FREEZE = [[f"tuner={name}", f"freeze={policy}"] for name in TUNERS for policy in ("llm", "aligner")]
+LLM_ONLY = {
+    ("reft", "llm"): "tuner=reft: edits the LLM",
+    ("reft", "aligner"): "tuner=reft: edits the LLM alone",
+    ("llamapro", "llm"): "freeze",
+    ("llamapro", "aligner"): "freeze",
+    ("longlora", "llm"): "tuner=longlora|tuner.target_modules|tuner.train_embeddings",
+    ("longlora", "aligner"): None,
+}
+"""Methods for the LLM alone, and what they say under a policy that leaves them other components; longlora's default
+targets are names that the ViT does not have."""
+FREEZE = [
+    [f"tuner={name}", f"freeze={policy}"]
+    for name in TUNERS
+    for policy in ("llm", "aligner")
+    if (name, policy) not in LLM_ONLY
+]
+RANDOM_START = {"reft"}
+"""The authors start ReFT at random: it changes the model a little; tuner.start=identity is there."""
 
 
 def logits(model, batch):
@@ -63,6 +81,8 @@ def take_steps(tuned, batch, steps=2):
 
 @pytest.mark.parametrize("choice", CHOICES, ids=" ".join)
 def test_starts_as_the_base_model(make_tuned, make_batch, choice):
+    if any(f"tuner={name}" in choice for name in RANDOM_START):
+        choice = [*choice, "tuner.start=identity"]
     tuned, batch = make_tuned(*choice), make_batch(0, 1)
     tuned.model.eval()
     with torch.no_grad():
@@ -122,3 +142,9 @@ def test_nothing_trains_in_a_frozen_component(make_config, make_tuned, choice):
     named = make_tuned(*choice).model.named_parameters()
     trained = {component_of(name) for name, parameter in named if parameter.requires_grad}
     assert trained == set(Component) - set(make_config(*choice).freeze.frozen)
+
+
+@pytest.mark.parametrize(("choice", "message"), [item for item in LLM_ONLY.items() if item[1] is not None])
+def test_methods_for_the_llm_refuse_a_policy_that_leaves_them_other_components(make_tuned, choice, message):
+    with pytest.raises(UserError, match=message):
+        make_tuned(f"tuner={choice[0]}", f"freeze={choice[1]}")
