@@ -33,6 +33,7 @@ def step(weights, optimizer, seed):
     optimizer.step()
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize(("build", "kind", "settings"), CHOICES)
 def test_a_step_between_projections_never_waits_for_the_gpu(build, kind, settings):
     weights, optimizer = make(build, kind, settings, torch.float32)
