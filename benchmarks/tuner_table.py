@@ -107,7 +107,7 @@ def measure(run: Run, folder: Path) -> dict[str, Any]:
     command = ["timeout", str(LIMIT_S), sys.executable, "-m", "harness", *run.overrides, f"hydra.run.dir={folder}", "trainer.resume=auto"]
     log = folder.with_suffix(".log")
     with open(log, "w", encoding="utf-8") as output:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=one_thread())
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=environment(run))
         _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     summary = read_json(folder / "summary.json")
@@ -133,9 +133,10 @@ def measure(run: Run, folder: Path) -> dict[str, Any]:
     }
 
 
-def one_thread() -> dict[str, str]:
-    """Returns the environment for one CPU thread a run: the tiny model gains nothing from more."""
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+def environment(run: Run) -> dict[str, str]:
+    """Returns the environment of a run: on digits one CPU thread, for the tiny model gains nothing from more."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.environ | {"PYTHONPATH": path} | ({"OMP_NUM_THREADS": "1"} if run.table == "digits" else {})
 
 
 def read_json(path: Path) -> dict[str, Any]:
