@@ -79,7 +79,7 @@ class TrainingModule(lightning.LightningModule):
         Raises:
             UserError: The optimiser finds nothing to work on, or updates within a backward pass of scaled gradients.
         """
-        if self.trainer.precision == "16-mixed" and getattr(self.config.optim, "per_parameter", False):
+        if getattr(self.config.optim, "per_parameter", False) and self.trainer.precision == "16-mixed":
             raise reject(
                 "optim.per_parameter", True, "would use the scaled gradients of fp16; set memory.precision=bf16"
             )

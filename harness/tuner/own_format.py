@@ -58,15 +58,15 @@ def train(
         default_lr: Learning rate where none is set.
 
     Raises:
-        UserError: A module to save matches nothing.
+        UserError: A module to save matches nothing, or only what is frozen.
     """
     model = loaded.model
-    named = modules_beside(model, config.modules_to_save, Policy(frozenset()))
+    named = modules_beside(model, config.modules_to_save, policy)
     base = dict(model.named_parameters())
     whole = {id(parameter) for name in named for parameter in model.get_submodule(name).parameters()}
     insert(model, config, modules)
     adapter = frozenset(name for name, _ in model.named_parameters() if name not in base)
-    beside = frozenset(name for name, parameter in base.items() if name in policy.full or id(parameter) in whole)
+    beside = frozenset(name for name, parameter in base.items() if name in policy.free and id(parameter) in whole)
     for name, parameter in base.items():
         if name in beside:
             parameter.requires_grad_(True)

@@ -20,7 +20,7 @@ OPTIONS = {
     # torch iterates in bfloat16, for which most CPUs have no instructions.
     "muon": ["optim.ns_steps=1"],
     # The smallest matrices of the tiny model have 64 rows.
-    **dict.fromkeys(("galore", "q_galore", "apollo"), ["optim.rank=8"]),
+    **{name: ["optim.rank=8"] for name in ("galore", "q_galore", "apollo")},
 }
 """What an optimiser needs to learn within a few steps, and quickly; others run at 2e-3."""
 GPU_ONLY = {"paged_adamw_8bit"}

@@ -293,10 +293,14 @@ def test_trainable_tokens_train_their_rows_of_embedding_and_head_only(make_tuned
     assert [tuple(p.shape) for p in trained] == [(2, 96)]
 
 
+MERGER = "freeze.trainable=[model.visual.merger]"
+"""What the freeze policy has to leave free for it to train beside an adapter."""
+
+
 @pytest.mark.parametrize("method", ["hra", "ia3", "shira"])
 def test_modules_to_save_train_beside_and_are_exported(make_tuned, make_batch, tmp_path, method):
     tuned, batch = (
-        make_tuned("tuner=peft", f"tuner.method={method}", "tuner.modules_to_save=[visual.merger]"),
+        make_tuned("tuner=peft", f"tuner.method={method}", "tuner.modules_to_save=[visual.merger]", MERGER),
         make_batch(0),
     )
     train(tuned, batch)
