@@ -23,10 +23,10 @@ demo: $(INSTALLED) ## Teach the tiny model to read handwriting, on the CPU, in m
 	$(BIN)/python -m harness experiment=demo tuner=dora
 
 test: $(INSTALLED) ## Run the fast tests (CPU, no network, under three minutes)
-	$(BIN)/python -m pytest -m "not slow and not gpu and not multi_gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow and not gpu and not multi_gpu"
 
 test-slow: $(INSTALLED) ## Run the tests that start whole runs
-	$(BIN)/python -m pytest -m "slow and not gpu and not multi_gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "slow and not gpu and not multi_gpu"
 
 lint: $(INSTALLED) ## Check style and types
 	$(BIN)/ruff check harness tests

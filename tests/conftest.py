@@ -1,3 +1,6 @@
+import copy
+import dataclasses
+
 import hypothesis
 import pytest
 import torch
@@ -5,6 +8,8 @@ import torch
 from harness import registry
 from harness.compose import compose_config
 from harness.config import RunConfig, to_run_config
+from harness.model.loading import Loaded
+from harness.model.qwen3_vl import Qwen3VLConfig
 
 # The same examples each time, whatever the machine's speed, and no folder of past failures.
 hypothesis.settings.register_profile("harness", derandomize=True, deadline=None, database=None)
@@ -27,12 +32,32 @@ def fixed_seed() -> None:
 
 @pytest.fixture(scope="session")
 def make_config(loaded_registry):
-    """Composes a run's config from overrides, as the command line does."""
+    """Composes a run's config from overrides, as the command line does; the same ones once."""
+    composed: dict[tuple[str, ...], RunConfig] = {}
 
     def make(*overrides: str) -> RunConfig:
-        return to_run_config(compose_config(overrides))
+        if overrides not in composed:
+            composed[overrides] = to_run_config(compose_config(overrides))
+        return copy.deepcopy(composed[overrides])
 
     return make
+
+
+@pytest.fixture(scope="session")
+def load_model():
+    """Loads a base model; the tiny one as it is shipped is read once, and copied."""
+    tiny = dataclasses.replace(Qwen3VLConfig(), path="harness:tiny")
+    read: dict[str, Loaded] = {}
+
+    def load(config: Qwen3VLConfig):
+        dtype = config.dtype
+        if dataclasses.replace(config, dtype=tiny.dtype) != tiny:
+            return registry.build("model", config)
+        if dtype.name not in read:
+            read[dtype.name] = registry.build("model", config)
+        return copy.deepcopy(read[dtype.name])
+
+    return load
 
 
 @pytest.fixture
@@ -47,12 +72,12 @@ def outlook(make_batch, tmp_path):
 
 
 @pytest.fixture
-def make_tuned(make_config, outlook):
+def make_tuned(make_config, load_model, outlook):
     """Loads the tiny model with a tuner and a freeze policy."""
 
     def make(*overrides: str, outlook=outlook):
         config = make_config(*overrides)
-        loaded = registry.build("model", config.model)
+        loaded = load_model(config.model)
         policy = registry.build("freeze", config.freeze, loaded.model)
         return registry.build("tuner", config.tuner, loaded, policy, outlook)
 
@@ -69,8 +94,6 @@ def processor(make_config):
 @pytest.fixture(scope="session")
 def make_encoder(processor):
     """Makes the tiny checkpoint's encoder with settings of the data group, on a tokenizer of its own."""
-    import copy
-
     from harness.data import assemble
     from harness.data.config import DataConfig
 

@@ -9,6 +9,8 @@ from harness.data import digits
 from harness.logging.metrics import read
 from harness.trainer.checkpoint import FILE
 
+pytestmark = pytest.mark.slow
+
 ADALORA = ["tuner=adalora", "tuner.target_r=2", "tuner.init_r=4", "tuner.tinit=1", "tuner.tfinal=1"]
 
 

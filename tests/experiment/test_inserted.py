@@ -8,6 +8,8 @@ from harness.logging.metrics import read
 from harness.model.checkpoint_path import resolve
 from harness.tuner.own_format import attach
 
+pytestmark = pytest.mark.slow
+
 PACKED = ("data.packing=true", "data.max_length=128", "memory.checkpointing=true")
 
 

@@ -11,6 +11,8 @@ from harness.model import forward
 from harness.model.checkpoint_path import resolve
 from harness.trainer.checkpoint import FILE
 
+pytestmark = pytest.mark.slow
+
 NEW_TOKENS = ["model.new_special_tokens=[{folder}/new.txt]", "model.train_new_tokens=true"]
 
 

@@ -16,6 +16,8 @@ from harness.logging.metrics import read
 from harness.trainer.checkpoint import FILE
 from harness.trainer.evaluate import Evaluator
 
+pytestmark = pytest.mark.slow
+
 registry.load()
 OPTIONS = {
     "lisa": ["optim.step_interval=3", "optim.activated_layers=1"],
@@ -62,7 +64,6 @@ def checkpoint(folder, name):
     return torch.load(folder.checkpoints / name / FILE, weights_only=True)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_resumed_run_is_the_run_it_would_have_been(run_text, name):
     choice = [f"optim={name}", *OPTIONS.get(name, []), "trainer.accumulate=2"]
@@ -165,7 +166,6 @@ def test_a_rate_for_each_layer_is_logged_and_shown(run_text):
     assert "3.1e-05 to 1.0e-03" in log
 
 
-@pytest.mark.slow
 def test_lisa_on_two_processes_is_lisa_on_one(run_text, tmp_path):
     """Both draw the same layers, and gradients are averaged although most layers bring none."""
     choice = ["optim=lisa", "optim.activated_layers=1", "optim.step_interval=2", "data.shuffle=false"]

@@ -11,6 +11,8 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from harness.model.checkpoint_path import resolve
 
+pytestmark = pytest.mark.slow
+
 TEXT = {"role": "user", "content": "<image>What is in the picture?"}
 ANSWER = {"role": "assistant", "content": "a red circle"}
 

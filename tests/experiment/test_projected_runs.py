@@ -7,9 +7,10 @@ from harness.data import digits
 from harness.logging.metrics import read
 from harness.trainer.checkpoint import FILE
 
+pytestmark = pytest.mark.slow
+
 SMALL = ("tuner=full", "optim.lr=1e-3", "data.generation.enabled=false", "trainer.val_at_start=false")
 OPTIMISERS = ["galore", "q_galore", "apollo"]
-MOST_OF_THEM_SLOWLY = ["galore", *(pytest.param(name, marks=pytest.mark.slow) for name in OPTIMISERS[1:])]
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +32,7 @@ def settings(name):
     return [*SMALL, f"optim={name}", "optim.rank=8", "optim.update_proj_gap=3", "trainer.batch_size=2", *extra]
 
 
-@pytest.mark.parametrize("name", MOST_OF_THEM_SLOWLY)
+@pytest.mark.parametrize("name", OPTIMISERS)
 def test_a_resumed_run_is_the_run_it_would_have_been(run, name):
     common = [*settings(name), "freeze=none", "optim.schedule.warmup_steps=2", "trainer.max_steps=5"]
     common += ["trainer.accumulate=2", "trainer.save_every_steps=2", "trainer.keep_checkpoints=9"]
@@ -61,7 +62,7 @@ def assert_same(left, right):
         assert left == right
 
 
-@pytest.mark.parametrize("name", MOST_OF_THEM_SLOWLY)
+@pytest.mark.parametrize("name", OPTIMISERS)
 def test_updates_within_the_backward_pass_give_the_same_run(run, name):
     """With recomputed activations, autocast and tied embeddings, the three ways to meet a weight twice in a step."""
     common = [*settings(name), "freeze=none", "memory.checkpointing=true", "memory.precision=bf16"]

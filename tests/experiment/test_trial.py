@@ -47,6 +47,7 @@ def test_a_run_keeps_the_contracts(run, capsys):
     assert len(items) == 2 * 4 and {"step", "origin", "reference", "prediction", "exact_match"} <= items[0].keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "choice",
     [
@@ -87,6 +88,7 @@ def test_a_used_folder_is_not_overwritten(run, capsys):
     assert "already holds a run: go on with trainer.resume=" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_diverged_run_says_so(run):
     folder, code = run("a", "tuner=full", "optim.lr=1e30", "trainer.max_steps=6", "trainer.log_every_steps=1")
     summary = json.loads(folder.summary.read_text())
@@ -94,6 +96,7 @@ def test_a_diverged_run_says_so(run):
     assert "DivergedError" in summary["error"] and folder.read_status()["state"] == "diverged"
 
 
+@pytest.mark.slow
 def test_frozen_weights_do_not_change_in_a_run(run, make_tuned):
     from transformers import Qwen3VLForConditionalGeneration
 
@@ -115,6 +118,7 @@ def test_a_run_without_checkpoints_has_its_figures_and_its_result(run):
     assert (folder.path / "adapter" / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_best_checkpoint_is_exported_when_asked(run, monkeypatch):
     """The validation loss is made to rise, so that the best weights are not the last ones."""
     losses = iter([0.5, 1.0, 2.0, 3.0])
@@ -173,6 +177,7 @@ def goes_on_after(folder, step):
     (folder.checkpoints / "last").symlink_to(f"step_{step}")
 
 
+@pytest.mark.slow
 def test_a_finished_run_resumed_unchanged_stays_as_it_is(run_text):
     folder, _ = run_text("a", "trainer.max_steps=2")
     before = folder.summary.read_bytes(), folder.metrics.read_bytes()
@@ -182,6 +187,7 @@ def test_a_finished_run_resumed_unchanged_stays_as_it_is(run_text):
     assert folder.read_status()["state"] == "completed"
 
 
+@pytest.mark.slow
 def test_fewer_steps_than_are_done_are_refused(run_text, capsys):
     run_text("a", "trainer.max_steps=2")
     _, code = run_text("a", "trainer.max_steps=1", "trainer.resume=auto")
@@ -189,6 +195,7 @@ def test_fewer_steps_than_are_done_are_refused(run_text, capsys):
     assert "trainer.max_steps: the run has done 2 steps, and 1 are asked" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_longer_resumed_run_stretches_the_schedule(run_text):
     """From its first step on, the learning rate is that of a run of the new length."""
     schedule = ["optim.schedule.name=cosine", "optim.schedule.warmup_ratio=0.5"]
@@ -203,6 +210,7 @@ def test_a_longer_resumed_run_stretches_the_schedule(run_text):
         assert rate == pytest.approx(1e-3 * multiplier(expected, step - 1, total)), f"step {step}"
 
 
+@pytest.mark.slow
 def test_rates_that_follow_validation_fall_and_go_on_after_a_resume(run_text, monkeypatch):
     losses = iter([1.0, 2.0, 3.0, 0.5, 2.0, 3.0])
     monkeypatch.setattr(Evaluator, "_loss", lambda self, trainer, module: next(losses))
@@ -215,12 +223,14 @@ def test_rates_that_follow_validation_fall_and_go_on_after_a_resume(run_text, mo
     assert [row["train/lr/llm"] for row in read(folder.metrics)] == [0, 5e-4, 5e-4, 5e-4, 5e-4, 2.5e-4]
 
 
+@pytest.mark.slow
 def test_rates_that_follow_validation_need_one(run_text, capsys):
     _, code = run_text("a", "data.val=null", "optim.schedule.name=reduce_lr_on_plateau", "trainer.max_steps=1")
     assert code == 2
     assert "optim.schedule.name=reduce_lr_on_plateau: there are no validation rows" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_summary_of_a_resumed_run_is_that_of_the_whole_run(run_text):
     common = ["trainer.val_at_start=true", "trainer.max_steps=4", "trainer.save_every_steps=2"]
     common += ["trainer.val_every_steps=2", "optim.schedule.name=constant"]
@@ -234,6 +244,7 @@ def test_the_summary_of_a_resumed_run_is_that_of_the_whole_run(run_text):
         assert resumed[key] == whole[key], key
 
 
+@pytest.mark.slow
 def test_no_item_is_predicted_twice_after_a_resume(run_text):
     common = ["trainer.max_steps=3", "trainer.val_every_steps=1", "trainer.keep_checkpoints=9"]
     common += ["trainer.val_at_start=true", "data.generation.enabled=true"]
@@ -247,6 +258,7 @@ def test_no_item_is_predicted_twice_after_a_resume(run_text):
     assert sorted({item["step"] for item in items}) == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [lambda content: b"", lambda content: content[:1000], lambda content: content[:-200], lambda content: b"x" * 1000],
@@ -263,6 +275,7 @@ def test_a_damaged_checkpoint_is_named_with_the_others(run_text, capsys, damage)
     assert f"{path}: damaged (" in error and "there are: step_1" in error
 
 
+@pytest.mark.slow
 def test_a_changed_file_of_rows_is_refused(run_text, tmp_path, capsys):
     folder, _ = run_text("a", "trainer.max_steps=2")
     with open(tmp_path / "train.jsonl", "a", encoding="utf-8") as file:
@@ -273,6 +286,7 @@ def test_a_changed_file_of_rows_is_refused(run_text, tmp_path, capsys):
     assert [row["step"] for row in read(folder.metrics)] == [1, 2]
 
 
+@pytest.mark.slow
 def test_another_number_of_rows_is_refused(run, capsys):
     common = ["trainer.val_at_start=false", "data.generation.enabled=false"]
     run("a", *common, "trainer.max_steps=1", "data.train_rows=32")
@@ -281,6 +295,7 @@ def test_another_number_of_rows_is_refused(run, capsys):
     assert "trainer.resume: the data changed since the run began" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_id_over_attempts(run_text):
     folder, _ = run_text("a", "trainer.max_steps=1")
     first = folder.read_status()
@@ -290,6 +305,7 @@ def test_a_run_keeps_its_id_over_attempts(run_text):
     assert first["run_id"] == second["run_id"] != run_text("b", "trainer.max_steps=1")[0].read_status()["run_id"]
 
 
+@pytest.mark.slow
 def test_the_best_of_no_validation_is_refused(run_text, capsys):
     folder, code = run_text("a", "data.val=null", "trainer.load_best=true", "trainer.max_steps=1")
     assert code == 2
@@ -315,6 +331,7 @@ def raise_at_step(monkeypatch):
     signal.signal(signal.SIGINT, handler)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_keeps_what_it_did(run_text, raise_at_step, capfd):
     raise_at_step(3, KeyboardInterrupt())
     folder, code = run_text("a", "trainer.max_steps=5", "trainer.val_every_steps=5")
@@ -325,6 +342,7 @@ def test_an_interrupted_run_keeps_what_it_did(run_text, raise_at_step, capfd):
     assert list(losses(folder)) == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_crash_is_on_record(run_text, raise_at_step):
     raise_at_step(3, LookupError("nothing here"))
     folder, code = run_text("a", "trainer.max_steps=5", "trainer.val_every_steps=5")
@@ -336,6 +354,7 @@ def test_a_crash_is_on_record(run_text, raise_at_step):
     assert list(losses(folder)) == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_crashed_run_goes_on(run_text, raise_at_step, monkeypatch):
     """Steps after the last checkpoint are on record already; they run again and are there once."""
     common = ["trainer.max_steps=5", "trainer.save_every_steps=1", "trainer.log_every_steps=1"]
@@ -348,6 +367,7 @@ def test_a_crashed_run_goes_on(run_text, raise_at_step, monkeypatch):
     assert code == 0 and losses(folder) == losses(whole)
 
 
+@pytest.mark.slow
 def test_rows_of_text_are_answered_too(run_text):
     folder, code = run_text("a", "data.generation.enabled=true", "trainer.max_steps=1")
     assert code == 0
@@ -355,6 +375,7 @@ def test_rows_of_text_are_answered_too(run_text):
     assert sorted(item["reference"].strip() for item in items) == ["a lot", "a lot a lot"]
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_result_gets_one(run):
     common = ["trainer.max_steps=3", "trainer.val_at_start=false"]
     folder, _ = run("a", *common)

@@ -8,6 +8,8 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from harness.trainer.checkpoint import FILE
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     "choice",

@@ -13,7 +13,7 @@ from harness.tuner.own_format import attach, is_own
 
 registry.load()
 TUNERS = registry.names("tuner")
-CHOICES = [[f"tuner={name}"] for name in TUNERS] + [
+VARIANTS = [
     ["tuner=lora", "tuner.init=pissa"],
     ["tuner=lora", "tuner.init=pissa_niter_4"],
     ["tuner=lora", "tuner.init=olora"],
@@ -36,6 +36,7 @@ CHOICES = [[f"tuner={name}"] for name in TUNERS] + [
     ["tuner=dora", "tuner.layers_to_transform=[1]", "tuner.rank_pattern={q_proj: 4}"],
     ["tuner=dora", "freeze=none"],
 ]
+CHOICES = [[f"tuner={name}"] for name in TUNERS] + [pytest.param(item, marks=pytest.mark.slow) for item in VARIANTS]
 LLM_ONLY = {
     ("reft", "llm"): "tuner=reft: edits the LLM",
     ("reft", "aligner"): "tuner=reft: edits the LLM alone",
