@@ -82,13 +82,14 @@ def target_names(model: nn.Module, config: TargetedConfig, policy: Policy, into:
         if not matched:
             leaves = sorted({name.rpartition(".")[2] for name in fitting})
             raise reject(key, target, f"matches no {into.noun}; known: {', '.join(leaves)}")
-        free = {name for name in matched if policy.allows(name) and _weight_is_free(model, name, policy)}
+        # In model order, so that a message names the first.
+        free = dict.fromkeys(n for n in matched if policy.allows(n) and _weight_is_free(model, n, policy))
         if not free:
             raise reject(key, target, _only_frozen(matched, policy))
         own = {name: above for name in free for above in beside if f"{name}.".startswith(f"{above}.")}
-        if own and (target != ALL_LINEAR or own.keys() == free):
+        if own and (target != ALL_LINEAR or own.keys() == free.keys()):
             raise _trains_itself(key, target, *next(iter(own.items())))
-        reached = {name for name in free - own.keys() if prefixes is None or name.startswith(prefixes)}
+        reached = {name for name in free.keys() - own.keys() if prefixes is None or name.startswith(prefixes)}
         if not reached:
             raise reject("tuner.layers_to_transform", config.layers_to_transform, f"{key}={target} has nothing there")
         chosen |= reached
