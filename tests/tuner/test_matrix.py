@@ -128,7 +128,7 @@ def test_starts_learns_changes_what_it_trains_and_comes_back(
 
 RANDOM_START = {"reft"}
 """Tuners that start at random as in their paper; test_contract.py has more."""
-OVERRIDES = {"longlora": ["tuner.group_size=16"]}
-"""A quarter of 23 tokens leaves the answer hardly a look at the image in training."""
-RATES = {"lora": 3e-3, "dora": 3e-3, "full": 1e-3, "longlora": 2e-3, "vera": 3e-2, "adalora": 3e-2}
+OVERRIDES = {"longlora": ["tuner.group_size=64"]}
+"""In smaller groups the answers of these samples of 23 tokens do not see their images in training."""
+RATES = {"lora": 3e-3, "dora": 3e-3, "full": 1e-3, "vera": 3e-2, "adalora": 3e-2}
 """Learning rates of methods for which ten times the default is not enough for 60 steps."""
