@@ -60,14 +60,6 @@ def build(config: ApolloConfig, groups: list[dict[str, Any]]) -> "TargetedAdamW"
         UserError: A target matches nothing that trains, or is smaller than the rank.
     """
     from harness.optim.apollo_rule import update
-    from harness.optim.projected_target import choose_targets
-    from harness.optim.targeted_adamw import TargetedAdamW
+    from harness.optim.targeted_adamw import projected
 
-    return TargetedAdamW(
-        groups,
-        choose_targets(groups, config),
-        partial(update, config),
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        in_backward=config.per_parameter,
-    )
+    return projected(config, groups, partial(update, config))

@@ -77,18 +77,10 @@ def build(config: QGaloreConfig, groups: list[dict[str, Any]]) -> "TargetedAdamW
     """
     import torch
 
-    from harness.optim.projected_target import choose_targets
     from harness.optim.q_galore_rule import update
-    from harness.optim.targeted_adamw import TargetedAdamW
+    from harness.optim.targeted_adamw import projected
 
-    targets = choose_targets(groups, config)
-    if config.quantize_weights and any(target.dtype is not torch.float32 for target in targets):
+    optimizer = projected(config, groups, partial(update, config))
+    if config.quantize_weights and any(target.dtype is not torch.float32 for target in optimizer.targets):
         raise reject("optim.quantize_weights", True, "16 bits do not hold 256 even steps; set tuner.dtype=float32")
-    return TargetedAdamW(
-        groups,
-        targets,
-        partial(update, config),
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        in_backward=config.per_parameter,
-    )
+    return optimizer

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from harness.optim.adam_kernel import State, adamw_, init_moments
+from harness.optim.projected import ProjectedConfig
+from harness.optim.projected_target import choose_targets
 
 Rule = Callable[[str, nn.Parameter, State, dict[str, Any]], None]
 """Updates one target with a gradient in place: takes its name, the target, its state and its group."""
@@ -92,3 +94,19 @@ def _copied(value: Any, device: torch.device) -> Any:
     if isinstance(value, dict):
         return {key: _copied(item, device) for key, item in value.items()}
     return list(value) if isinstance(value, list) else value
+
+
+def projected(config: ProjectedConfig, groups: list[dict[str, Any]], rule: Rule) -> TargetedAdamW:
+    """Returns the optimiser of a method that projects gradients, whose rule updates the targets.
+
+    Raises:
+        UserError: A target matches nothing that trains, or is smaller than the rank.
+    """
+    return TargetedAdamW(
+        groups,
+        choose_targets(groups, config),
+        rule,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        in_backward=config.per_parameter,
+    )
