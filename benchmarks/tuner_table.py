@@ -126,6 +126,7 @@ def measure(run: Run, folder: Path) -> dict[str, Any]:
         "status": summary.get("status", "failed") if failed else "completed",
         "error": (summary.get("error") or last) if failed else None,
         "peak_rss_gib": usage.ru_maxrss / 2**20,
+        "cpu_time_s": usage.ru_utime + usage.ru_stime,
         "device": read_json(folder / "environment.json").get("device", {}).get("name"),
     } | {
         key: summary.get(key)

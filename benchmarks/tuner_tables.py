@@ -9,7 +9,7 @@ from typing import Any
 
 KEPT = (
     *("key", "table", "method", "phase", "lr", "seed", "overrides", "status", "error", "val", "trainable_parameters"),
-    *("tokens_per_s", "wall_time_s", "peak_allocated_gib", "peak_rss_gib", "device"),
+    *("tokens_per_s", "wall_time_s", "peak_allocated_gib", "peak_rss_gib", "cpu_time_s", "device"),
 )
 TABLES = ("digits", "gpu", "optimizers")
 Entry = dict[str, Any]
@@ -64,7 +64,7 @@ def load(path: Path) -> list[Entry]:
 def methods(table: dict[str, Any], measured: list[Entry], group: str) -> str:
     """Renders one row a method, with its speed and memory on the 4B shape where they were measured."""
     by_method = {entry["method"]: entry for entry in measured}
-    header = ["tuner", "overrides", "paper", "formula", "trained on 4B", "tokens/s", "peak GiB", "when to use"]
+    header = ["tuner", "overrides", "paper", "formula", "trained on 4B", "tokens/s", "peak GiB", "GPU", "when to use"]
     rows = []
     for name, method in table.items():
         if method.get("group", "method") == group:
@@ -78,18 +78,23 @@ def optimizers(table: dict[str, list[str]], measured: list[Entry]) -> str:
     """Renders one row an optimiser of full training on the 4B shape."""
     by_method = {entry["method"]: entry for entry in measured}
     rows = [[f"`{' '.join(choice)}`", *speed(by_method.get(name))] for name, choice in table.items()]
-    return markdown(["optimiser", "trained on 4B", "tokens/s", "peak GiB"], rows) + machines(measured)
+    return markdown(["optimiser", "trained on 4B", "tokens/s", "peak GiB", "GPU"], rows) + machines(measured)
 
 
 def speed(entry: Entry | None) -> list[str]:
-    """Returns trained parameters, tokens/s and peak memory, or why there are none."""
+    """Returns trained parameters, tokens/s, peak memory and the card, or why there are none."""
     if entry is None:
-        return ["not measured", "", ""]
+        return ["not measured", "", "", ""]
     if entry["status"] != "completed":
-        return [f"{entry['status']}: {str(entry['error']).splitlines()[0][:80]}".replace("|", "/"), "", ""]
+        return [f"{entry['status']}: {str(entry['error']).splitlines()[0][:80]}".replace("|", "/"), "", "", ""]
     memory = entry["peak_allocated_gib"]
     shown = "" if memory is None else f"{memory:.1f}"
-    return [f"{entry['trainable_parameters']:,}", f"{entry['tokens_per_s']:,.0f}", shown]
+    return [f"{entry['trainable_parameters']:,}", f"{entry['tokens_per_s']:,.0f}", shown, card(entry["device"])]
+
+
+def card(device: str) -> str:
+    """Returns the model of a GPU out of its full name: figures of different cards are not to be compared."""
+    return device.removeprefix("NVIDIA ").split(" ")[0]
 
 
 def digits(table: dict[str, Any], entries: list[Entry]) -> str:
@@ -100,7 +105,7 @@ def digits(table: dict[str, Any], entries: list[Entry]) -> str:
             runs.setdefault(entry["method"], []).append(entry)
     scores = {name: [run["val"]["val/exact_match"] for run in found] for name, found in runs.items()}
     ranked = sorted(scores, key=lambda name: -statistics.mean(scores[name]))
-    header = ["tuner", "accuracy, mean", "min to max", "seeds", "learning rate", "trained", "tokens/s", "s", "RSS GiB"]
+    header = ["tuner", "accuracy, mean", "min to max", "seeds", "learning rate", "trained", "CPU s", "RSS GiB"]
     rows = [row(name, table, runs[name], scores[name]) for name in ranked]
     missing = [method.get("label", name) for name, method in table["methods"].items() if name not in scores]
     text = markdown(header, rows)
@@ -129,7 +134,7 @@ def row(name: str, table: dict[str, Any], runs: list[Entry], scores: list[float]
         f"{runs[0]['trainable_parameters']:,}",
         *(
             f"{statistics.mean(run[key] for run in runs):,.{places}f}"
-            for key, places in (("tokens_per_s", 0), ("wall_time_s", 0), ("peak_rss_gib", 2))
+            for key, places in (("cpu_time_s", 0), ("peak_rss_gib", 2))
         ),
     ]
 

@@ -21,10 +21,31 @@ if TYPE_CHECKING:
     from harness.data.batch import Batch
 
 
+def supervised_loss(
+    model: PreTrainedModel, batch: "Batch", always_see: bool = False, noise_alpha: float = 0.0
+) -> Tensor:
+    """Returns the cross-entropy summed over supervised tokens, weighted where the batch has weights (scalar).
+
+    Args:
+        model: As for `supervised_hidden`, whose other arguments these are too.
+        batch: A batch on the model's device.
+        always_see: See there.
+        noise_alpha: See there.
+    """
+    return loss_sum(supervised_logits(model, batch, always_see, noise_alpha), batch)
+
+
 def supervised_logits(
     model: PreTrainedModel, batch: "Batch", always_see: bool = False, noise_alpha: float = 0.0
 ) -> Tensor:
-    """Returns float32 logits of shape (K, V) at the positions that predict a supervised token.
+    """Returns float32 logits of shape (K, V) at the positions that predict a supervised token; see above."""
+    return model.lm_head(supervised_hidden(model, batch, always_see, noise_alpha)).float()
+
+
+def supervised_hidden(
+    model: PreTrainedModel, batch: "Batch", always_see: bool = False, noise_alpha: float = 0.0
+) -> Tensor:
+    """Returns what the head sees of shape (K, D), at the positions that predict a supervised token.
 
     Args:
         model: The Qwen3-VL itself; adapters that PEFT put inside it take part.
@@ -34,15 +55,20 @@ def supervised_logits(
         noise_alpha: Strength of NEFTune's noise, see `embedding_noise`; 0 adds none.
     """
     visual, language = model.model.visual, model.model.language_model
-    features_FD, levels = None, []
-    if batch.pixel_values is not None:
-        seen = visual(batch.pixel_values, grid_thw=batch.grid_thw)
-        features_FD, levels = seen.pooler_output, seen.deepstack_features
+    features_FD, levels = _see(visual, batch)
     hidden_TD = _decode(language, batch, features_FD, levels, noise_alpha)
     hidden_KD = language.norm(hidden_TD.index_select(0, batch.target_index))
     if always_see and batch.pixel_values is None:
         hidden_KD = hidden_KD + 0.0 * _blank_image(visual)
-    return model.lm_head(hidden_KD).float()
+    return hidden_KD
+
+
+def _see(visual: Any, batch: "Batch") -> tuple[Tensor | None, list[Tensor]]:
+    """Returns what stands in the place of visual tokens, (F, D), and the levels of DeepStack, (F, D) each."""
+    if batch.pixel_values is None:
+        return None, []
+    seen = visual(batch.pixel_values, grid_thw=batch.grid_thw)
+    return seen.pooler_output, seen.deepstack_features
 
 
 def _decode(

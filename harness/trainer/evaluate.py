@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from harness.data.datamodule import DataModule
 from harness.data.template.control import ControlTokens
-from harness.model.forward import loss_sum, supervised_logits
+from harness.model.forward import supervised_loss
 from harness.trainer.module import TrainingModule
 
 
@@ -49,7 +49,7 @@ class Evaluator:
         sums = torch.zeros(2, dtype=torch.float64, device=module.device)
         for batch in self.data.val_batches(trainer.global_rank, trainer.world_size):
             batch = batch.to(module.device)
-            loss = loss_sum(supervised_logits(module.tuned.base, batch), batch)
+            loss = supervised_loss(module.tuned.base, batch)
             sums += torch.stack((loss.double(), torch.tensor(batch.num_supervised).to(loss.device)))
         total, tokens = _sum_over_ranks(sums, trainer).tolist()
         return total / max(tokens, 1)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from harness.config import RunConfig
 from harness.data.batch import Batch
 from harness.errors import reject
-from harness.model.forward import loss_sum, supervised_logits
+from harness.model.forward import supervised_loss
 from harness.optim.group import learning_rates, parameter_groups, sizes
 from harness.optim.plateau import tell
 from harness.optim.schedule import build_schedule
@@ -66,8 +66,8 @@ class TrainingModule(lightning.LightningModule):
         # Where the vision side trains, a step of text gives it zeros and not nothing, on one process as on several:
         # an optimiser skips a parameter without gradient, but decays and moves one with zeros.
         noise_alpha = self.config.trainer.neftune_alpha or 0.0
-        logits = supervised_logits(self.tuned.base, batch, always_see=self._trains_vision, noise_alpha=noise_alpha)
-        loss = loss_sum(logits, batch) / max(self._step_tokens, 1)
+        summed = supervised_loss(self.tuned.base, batch, always_see=self._trains_vision, noise_alpha=noise_alpha)
+        loss = summed / max(self._step_tokens, 1)
         self.meter.add(batch, loss.detach())
         loss = loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
         # Once a step after the averages over micro-batches and ranks, and no part of the loss that is reported.
