@@ -32,7 +32,7 @@ ROOT = Path(__file__).parent.parent
 TABLE = yaml.safe_load((ROOT / "benchmarks" / "tuner_table.yaml").read_text(encoding="utf-8"))
 SEEDS = (1, 2, 3)
 HELD_OUT = 360
-LIMIT_S = 240
+LIMIT_S = 900
 """Seconds after which a run is ended and counts as failed."""
 DIGITS = [
     *("model=tiny", "data=digits", "data.workers=0", "trainer.accelerator=cpu", "trainer.max_steps=120"),

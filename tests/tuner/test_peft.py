@@ -120,12 +120,15 @@ def evaluate(model, batch):
         return supervised_logits(model, batch)
 
 
-def train(tuned, batch):
+def train(tuned, batch, mixed=False):
     tuned.model.train()
     optimizer = torch.optim.AdamW([p for p in tuned.model.parameters() if p.requires_grad], lr=1e-3)
     for _ in range(2):
         optimizer.zero_grad()
-        (loss_sum(supervised_logits(tuned.base, batch), batch) / batch.num_supervised).backward()
+        # The backward pass stands outside, as in a run: gradients have the type of their weights.
+        with torch.autocast(batch.input_ids.device.type, torch.bfloat16, enabled=mixed):
+            loss = loss_sum(supervised_logits(tuned.base, batch), batch) / batch.num_supervised
+        loss.backward()
         optimizer.step()
 
 
@@ -188,8 +191,7 @@ def test_method_trains_on_a_gpu(make_tuned, make_batch, name, listed_warnings):
     """Built on the CPU and moved: what PEFT keeps beside parameters and buffers has to follow."""
     tuned = make_tuned(*overrides(Method[name]), "freeze=none", "model.dtype=bfloat16")
     tuned.model.to("cuda")
-    with torch.autocast("cuda", torch.bfloat16):
-        train(tuned, make_batch(0, 1).to("cuda"))
+    train(tuned, make_batch(0, 1).to("cuda"), mixed=True)
     for key, parameter in tuned.model.named_parameters():
         assert parameter.device.type == "cuda" and torch.isfinite(parameter).all(), key
 
