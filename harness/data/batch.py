@@ -7,10 +7,13 @@ videos, V visual tokens, K supervised tokens.
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from harness.model.vision import VisionIndex
 
 AnyBatch = TypeVar("AnyBatch", "Batch", "PromptBatch")
 
@@ -52,6 +55,8 @@ class Batch:
     """Row of each sample: `file.jsonl:12`."""
     skipped: list[tuple[str, str, str]] = field(default_factory=list)
     """Samples left out because their media could not be decoded: origin, reason, detail."""
+    vision: "VisionIndex | None" = None
+    """What the vision tower has to know of the patches; None where no sample has one."""
     step_supervised: int = 0
     """Supervised tokens of this rank in the whole optimiser step, all its micro-batches; set by the loader."""
 
@@ -97,5 +102,7 @@ class PromptBatch:
 
 def _map(batch: AnyBatch, change: Callable[[Tensor], Tensor]) -> AnyBatch:
     values = {item.name: getattr(batch, item.name) for item in dataclasses.fields(batch)}
-    tensors: dict[str, Any] = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
-    return dataclasses.replace(batch, **tensors)
+    changed: dict[str, Any] = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
+    if isinstance(batch, Batch) and batch.vision is not None:
+        changed["vision"] = batch.vision.map(change)
+    return dataclasses.replace(batch, **changed)

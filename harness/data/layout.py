@@ -8,6 +8,7 @@ from harness.data.batch import Batch
 from harness.data.collator import collate, collate_packed
 from harness.data.config import DataConfig, PaddingSide
 from harness.data.template.encoder import Encoder, LoadedSample
+from harness.model.vision import vision_index
 
 
 class Kind(Enum):
@@ -35,9 +36,13 @@ class Layout:
         """Makes the batch of some units: packs, or lists of samples."""
         everything = [item for unit in units for item in unit]
         if self.kind is Kind.padded:
-            return collate(everything, encoder.text, encoder.pad_token_id, self.left)
-        packs = [everything] if self.kind is Kind.joined else units
-        return collate_packed(packs, encoder.text, encoder.pad_token_id, self.length)
+            batch = collate(everything, encoder.text, encoder.pad_token_id, self.left)
+        else:
+            packs = [everything] if self.kind is Kind.joined else units
+            batch = collate_packed(packs, encoder.text, encoder.pad_token_id, self.length)
+        if batch.grid_thw is not None:
+            batch.vision = vision_index(batch.grid_thw, encoder.vision_side, encoder.pixels.merge_size)
+        return batch
 
 
 PADDED = Layout(Kind.padded)

@@ -88,7 +88,12 @@ def read(config: RunConfig, processor: Processor) -> list[Split]:
             )
             account = Account(len(rows))
             samples = index(rows, found, encoder, account)
-            whole = index(rows, found, Encoder(encoder.text, encoder.pixels, max_length=_UNBOUNDED), Account(len(rows)))
+            whole = index(
+                rows,
+                found,
+                Encoder(encoder.text, encoder.pixels, max_length=_UNBOUNDED, vision_side=encoder.vision_side),
+                Account(len(rows)),
+            )
             splits.append(Split(name, samples, whole.lengths, account, streamed))
     return splits
 

@@ -31,6 +31,7 @@ from harness.logging.run_info import RunInfo
 from harness.logging.setup import setup_logging
 from harness.logging.tracker import finish
 from harness.memory.precision import checked_precision
+from harness.model.compiled import compile_blocks, reason_against
 from harness.model.processor import Processor, load_processor
 from harness.optim.schedule import ScheduleName
 from harness.registry import build
@@ -111,7 +112,19 @@ def _tuned(config: RunConfig, data: DataModule, folder: RunFolder) -> Tuned:
     settle(tuned, loaded.new_tokens, config.model.train_new_tokens)
     check_reachable(tuned.model, data.shows_something)
     build("memory", config.memory, tuned.base)
+    _compile(tuned, config, on_gpu=device.type == "cuda")
     return tuned
+
+
+def _compile(tuned: Tuned, config: RunConfig, on_gpu: bool) -> None:
+    """Compiles the model's blocks if that was asked for, or if it pays where nothing was said."""
+    one_length = config.data.packing and config.data.packing_fill
+    asked, is_moe = config.trainer.compile, "moe" in tuned.base.config.model_type
+    reason = reason_against(one_length, on_gpu, is_moe) if asked is None else None
+    if asked or (asked is None and reason is None):
+        compile_blocks(tuned.base, one_length)
+    elif reason is not None and on_gpu:
+        log.info("not compiled: %s (trainer.compile)", reason)
 
 
 def _total_steps(config: RunConfig, data: DataModule) -> int:

@@ -44,8 +44,6 @@ def build(config: StandardConfig, model: "PreTrainedModel") -> None:
     from torch.utils.checkpoint import checkpoint
 
     vit = config.checkpointing if config.vit_checkpointing is None else config.vit_checkpointing
-    for tower, enabled in ((model.model.language_model, config.checkpointing), (model.model.visual, vit)):
-        for module in tower.modules():
-            if hasattr(module, "gradient_checkpointing"):
-                module.gradient_checkpointing = enabled
-                module._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+    towers = ((model.model.language_model.layers, config.checkpointing), (model.model.visual.blocks, vit))
+    for block in (block for blocks, enabled in towers if enabled for block in blocks):
+        block.recompute = partial(checkpoint, use_reentrant=False)

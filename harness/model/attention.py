@@ -84,6 +84,16 @@ def takes_cu_seqlens(name: str) -> bool:
     return name.startswith((_TEXT, "flash_attention_"))
 
 
+def max_length(tower: nn.Module, longest: int) -> int | Tensor:
+    """Returns the longest sample as the tower's kernel takes it.
+
+    varlen takes it as a tensor on the CPU: a number would be part of a compiled program, which each new one would have
+    to be compiled for.
+    """
+    kind: Any = tower.config
+    return torch.tensor(longest) if kind._attn_implementation in (_TEXT, _VISION) else longest
+
+
 def _attend(
     module: nn.Module,
     query: Tensor,
@@ -94,7 +104,7 @@ def _attend(
     dropout: float = 0.0,
     is_causal: bool | None = None,
     cu_seq_lens_q: Tensor | None = None,
-    max_length_q: int | None = None,
+    max_length_q: int | Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it: (B, H, S, D) and (B, G, S, D) in, (B, S, H, D) out.

@@ -15,7 +15,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.masking_utils import create_causal_mask
 
-from harness.model.attention import takes_cu_seqlens
+from harness.model.attention import max_length, takes_cu_seqlens
+from harness.model.block import call
+from harness.model.vision import see, vision_index
 
 if TYPE_CHECKING:
     from harness.data.batch import Batch
@@ -67,8 +69,13 @@ def _see(visual: Any, batch: "Batch") -> tuple[Tensor | None, list[Tensor]]:
     """Returns what stands in the place of visual tokens, (F, D), and the levels of DeepStack, (F, D) each."""
     if batch.pixel_values is None:
         return None, []
-    seen = visual(batch.pixel_values, grid_thw=batch.grid_thw)
-    return seen.pooler_output, seen.deepstack_features
+    index = batch.vision
+    if index is None:
+        # A batch that no loader made. On a GPU this waits for it, which the loader's workers spare a training step.
+        assert batch.grid_thw is not None
+        index = vision_index(batch.grid_thw.cpu(), visual.num_grid_per_side, visual.spatial_merge_size)
+        index = index.map(lambda tensor: tensor.to(visual.patch_embed.proj.weight.device))
+    return see(visual, batch.pixel_values, index)
 
 
 def _decode(
@@ -100,7 +107,7 @@ def _decode(
         observe(batch)
     rotation = language.rotary_emb(hidden_BSD, positions_4BS[1:])
     for number, layer in enumerate(language.layers):
-        hidden_BSD = layer(hidden_BSD, position_embeddings=rotation, **attention)
+        hidden_BSD = call(language, layer, hidden_BSD, position_embeddings=rotation, **attention)
         if number < len(levels):
             added_TD = hidden_BSD.flatten(0, 1).index_add(0, batch.visual_index, levels[number].to(hidden_BSD.dtype))
             hidden_BSD = added_TD.view_as(hidden_BSD)
@@ -129,7 +136,7 @@ def embedding_noise(hidden_BSD: Tensor, batch: "Batch", alpha: float) -> Tensor:
 
 def _attention(language: Any, hidden_BSD: Tensor, batch: "Batch") -> dict[str, Any]:
     """Returns the arguments of a decoder layer that keep samples apart: where they begin, or that and a mask."""
-    starts, longest = batch.cu_seqlens, batch.max_seqlen
+    starts, longest = batch.cu_seqlens, max_length(language, batch.max_seqlen)
     names = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
     told = dict(zip(names, (starts, starts, longest, longest), strict=True))
     if takes_cu_seqlens(language.config._attn_implementation):
@@ -151,8 +158,10 @@ def _blank_image(visual: Any) -> Tensor:
     values = patch.in_channels * patch.temporal_patch_size * patch.patch_size**2
     weight = patch.proj.weight
     pixels_PD = torch.zeros(merge**2, values, device=weight.device, dtype=weight.dtype)
-    seen = visual(pixels_PD, grid_thw=torch.tensor([[1, merge, merge]], device=weight.device))
-    return seen.pooler_output.sum() + sum(level.sum() for level in seen.deepstack_features)
+    index = vision_index(torch.tensor([[1, merge, merge]]), visual.num_grid_per_side, merge)
+    index = index.map(lambda tensor: tensor.to(weight.device))
+    features_FD, levels = see(visual, pixels_PD, index)
+    return features_FD.sum() + sum(level.sum() for level in levels)
 
 
 def loss_sum(logits_KV: Tensor, batch: "Batch") -> Tensor:

@@ -1,6 +1,7 @@
 """Tokenizer, image processor and video settings of a checkpoint, without torchvision, and how they are saved."""
 
 import json
+import math
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,8 @@ class Processor:
     tokenizer: Any
     image_processor: Any
     path: str
+    vision_side: int
+    """Side of the vision tower's learned grid of positions."""
     longest: int | None = None
     """Tokens that `model.rope_scaling` makes room for; None without it."""
     video_settings: dict[str, Any] = field(default_factory=dict)
@@ -55,6 +58,7 @@ def load_processor(config: Qwen3VLConfig) -> Processor:
         UserError: The checkpoint can not be reached or lacks processor files, or a setting does not fit it.
     """
     # By its own name: AutoImageProcessor asks for torchvision in transformers 5.17, whatever the backend.
+    from transformers import AutoConfig
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     path = resolve(config.path)
@@ -63,10 +67,13 @@ def load_processor(config: Qwen3VLConfig) -> Processor:
         image_processor = Qwen2VLImageProcessorPil.from_pretrained(path, revision=config.revision or "main")
     except (OSError, ValueError) as error:
         raise _not_loaded(config, error) from error
-    longest = _longest(config, path)
+    kind: Any = AutoConfig.from_pretrained(path, revision=config.revision, trust_remote_code=False)
+    scaling = parse(config.rope_scaling, config.max_model_len)
+    longest = None if scaling is None else scale(kind.text_config, scaling)
     if longest is not None:
         tokenizer.model_max_length = longest
-    return Processor(tokenizer, image_processor, path, longest, _video_settings(config, path))
+    side = math.isqrt(kind.vision_config.num_position_embeddings)
+    return Processor(tokenizer, image_processor, path, side, longest, _video_settings(config, path))
 
 
 def load_tokenizer(config: Qwen3VLConfig) -> tuple[Any, range]:
@@ -93,16 +100,6 @@ def load_tokenizer(config: Qwen3VLConfig) -> tuple[Any, range]:
 def _not_loaded(config: Qwen3VLConfig, error: Exception) -> UserError:
     reason = str(error).splitlines()[0]
     return reject("model.path", config.path, f"no tokenizer and image processor can be loaded ({reason})")
-
-
-def _longest(config: Qwen3VLConfig, path: str) -> int | None:
-    from transformers import AutoConfig
-
-    scaling = parse(config.rope_scaling, config.max_model_len)
-    if scaling is None:
-        return None
-    kind: Any = AutoConfig.from_pretrained(path, revision=config.revision, trust_remote_code=False)
-    return scale(kind.text_config, scaling)
 
 
 def _video_settings(config: Qwen3VLConfig, path: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ Q queries and N keys of one sample.
 """
 
 from collections.abc import Iterator
+from enum import Enum
 from itertools import pairwise
 from typing import Any
 
@@ -16,8 +17,32 @@ import torch
 from torch import Tensor
 
 
+class Kernel(Enum):
+    """Whose kernels run on a GPU."""
+
+    torch = "torch"
+    """FlashAttention-2, as it comes with torch."""
+    cute = "cute"
+    """FlashAttention-4 (package flash-attn-4), made for Hopper and later."""
+
+
+_kernel = Kernel.torch
+
+
+def use_kernel(kernel: Kernel) -> None:
+    """Chooses the kernels that the operators below run in this process."""
+    global _kernel
+    _kernel = kernel
+
+
 def varlen_attention(
-    q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float, causal: bool
+    q_THD: Tensor,
+    k_TGD: Tensor,
+    v_TGD: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int | Tensor,
+    scale: float,
+    causal: bool,
 ) -> Tensor:
     """Returns softmax(q k^T scale) v of shape (T, H, D), in which a token sees its own sample alone.
 
@@ -26,21 +51,25 @@ def varlen_attention(
         k_TGD: Keys of the same type; each head serves H / G query heads.
         v_TGD: Values of the same type.
         cu_seqlens: (C + 1,) int32, where each sample begins, and T.
-        max_seqlen: Tokens of the longest sample.
+        max_seqlen: Tokens of the longest sample; a scalar tensor on the CPU does not become part of a compiled program.
         scale: Factor of the scores.
         causal: A token sees no later one.
     """
     q_THD, k_TGD, v_TGD = (tensor.contiguous() for tensor in (q_THD, k_TGD, v_TGD))
-    return _forward(q_THD, k_TGD, v_TGD, cu_seqlens, max_seqlen, scale, causal)[0]
+    longest = max_seqlen if isinstance(max_seqlen, Tensor) else torch.tensor(max_seqlen)
+    return _forward(q_THD, k_TGD, v_TGD, cu_seqlens, longest, scale, causal)[0]
 
 
 @torch.library.custom_op("harness::varlen_attention", mutates_args=(), device_types="cuda")
 def _forward(
-    q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float, causal: bool
+    q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, cu_seqlens: Tensor, max_seqlen: Tensor, scale: float, causal: bool
 ) -> tuple[Tensor, Tensor]:
     """Returns the result (T, H, D) and the log of the softmax's denominators, (H, T) float32."""
+    longest = int(max_seqlen)
+    if _kernel is Kernel.cute:
+        return _cute_forward(q_THD, k_TGD, v_TGD, cu_seqlens, longest, scale, causal)
     out_THD, lse_HT, *_ = torch.ops.aten._flash_attention_forward(
-        q_THD, k_TGD, v_TGD, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, 0.0, causal, False, scale=scale
+        q_THD, k_TGD, v_TGD, cu_seqlens, cu_seqlens, longest, longest, 0.0, causal, False, scale=scale
     )
     return out_THD, lse_HT
 
@@ -54,12 +83,15 @@ def _backward(
     out_THD: Tensor,
     lse_HT: Tensor,
     cu_seqlens: Tensor,
-    max_seqlen: int,
+    max_seqlen: Tensor,
     scale: float,
     causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the gradients of queries, keys and values."""
-    lengths = (cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
+    longest = int(max_seqlen)
+    if _kernel is Kernel.cute:
+        return _cute_backward(grad_THD, q_THD, k_TGD, v_TGD, out_THD, lse_HT, cu_seqlens, longest, scale, causal)
+    lengths = (cu_seqlens, cu_seqlens, longest, longest)
     # The state of the random numbers is read for dropout alone, and there is none.
     state = torch.zeros(2, dtype=torch.uint64, device=q_THD.device)
     unused = torch.empty(0, device=q_THD.device)
@@ -68,9 +100,60 @@ def _backward(
     )
 
 
+def _cute_forward(
+    q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, cu_seqlens: Tensor, longest: int, scale: float, causal: bool
+) -> tuple[Tensor, Tensor]:
+    from flash_attn.cute.interface import _flash_attn_fwd
+
+    out_THD, lse_HT, *_ = _flash_attn_fwd(
+        q_THD,
+        k_TGD,
+        v_TGD,
+        cu_seqlens_q=cu_seqlens,
+        cu_seqlens_k=cu_seqlens,
+        max_seqlen_q=longest,
+        max_seqlen_k=longest,
+        softmax_scale=scale,
+        causal=causal,
+        return_lse=True,
+    )
+    return out_THD, lse_HT
+
+
+def _cute_backward(
+    grad_THD: Tensor,
+    q_THD: Tensor,
+    k_TGD: Tensor,
+    v_TGD: Tensor,
+    out_THD: Tensor,
+    lse_HT: Tensor,
+    cu_seqlens: Tensor,
+    longest: int,
+    scale: float,
+    causal: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from flash_attn.cute.interface import _flash_attn_bwd
+
+    grads = _flash_attn_bwd(
+        q_THD,
+        k_TGD,
+        v_TGD,
+        out_THD,
+        grad_THD.contiguous(),
+        lse_HT,
+        scale,
+        causal,
+        cu_seqlens_q=cu_seqlens,
+        cu_seqlens_k=cu_seqlens,
+        max_seqlen_q=longest,
+        max_seqlen_k=longest,
+    )
+    return grads[0], grads[1], grads[2]
+
+
 @_forward.register_fake
 def _forward_shapes(
-    q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float, causal: bool
+    q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, cu_seqlens: Tensor, max_seqlen: Tensor, scale: float, causal: bool
 ) -> tuple[Tensor, Tensor]:
     return torch.empty_like(q_THD), q_THD.new_empty((q_THD.shape[1], q_THD.shape[0]), dtype=torch.float32)
 
@@ -83,12 +166,12 @@ def _backward_shapes(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q_THD, k_TGD, v_TGD, cu_seqlens, ctx.max_seqlen, ctx.scale, ctx.causal = inputs
-    ctx.save_for_backward(q_THD, k_TGD, v_TGD, *output, cu_seqlens)
+    q_THD, k_TGD, v_TGD, cu_seqlens, max_seqlen, ctx.scale, ctx.causal = inputs
+    ctx.save_for_backward(q_THD, k_TGD, v_TGD, *output, cu_seqlens, max_seqlen)
 
 
 def _differentiate(ctx: Any, grad_THD: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    grads = _backward(grad_THD, *ctx.saved_tensors, ctx.max_seqlen, ctx.scale, ctx.causal)
+    grads = _backward(grad_THD, *ctx.saved_tensors, ctx.scale, ctx.causal)
     return (*grads, None, None, None, None)
 
 
@@ -97,7 +180,7 @@ _forward.register_autograd(_differentiate, setup_context=_save)
 
 @_forward.register_kernel("cpu")
 def _forward_cpu(
-    q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float, causal: bool
+    q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, cu_seqlens: Tensor, max_seqlen: Tensor, scale: float, causal: bool
 ) -> tuple[Tensor, Tensor]:
     out_THD = torch.empty_like(q_THD)
     lse_HT = q_THD.new_empty((q_THD.shape[1], q_THD.shape[0]), dtype=torch.float32)
@@ -118,7 +201,7 @@ def _backward_cpu(
     out_THD: Tensor,
     lse_HT: Tensor,
     cu_seqlens: Tensor,
-    max_seqlen: int,
+    max_seqlen: Tensor,
     scale: float,
     causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:

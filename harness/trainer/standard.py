@@ -46,6 +46,9 @@ class StandardConfig:
     """NEFTune: noise of this strength on the embeddings of text in training (usual: 5 to 15); null for none."""
     accelerator: Accelerator = Accelerator.auto
     """auto takes a GPU if there is one."""
+    compile: bool | None = None
+    """Compile decoder layers and ViT blocks with torch.compile. null does on a GPU where all batches have one length
+    (data.packing), and says in the log what it did and why."""
     devices: int = 1
     """Processes, each with a GPU or a share of the CPU."""
     val_every_steps: int | None = None

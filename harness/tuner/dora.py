@@ -37,6 +37,7 @@ def build(config: DoraConfig, loaded: "Loaded", policy: "Policy", outlook: "Outl
     """
     from peft import LoraConfig
 
+    from harness.tuner.fused import fuse
     from harness.tuner.layer_plan import lora_plus_scales, plan
     from harness.tuner.peft_adapter import wrap
 
@@ -54,4 +55,6 @@ def build(config: DoraConfig, loaded: "Loaded", policy: "Policy", outlook: "Outl
         use_dora=True,
     )
     tuned.lr_scales = lora_plus_scales(tuned.model, config.lora_plus_ratio)
+    if config.fused:
+        fuse(loaded.model.model.language_model)
     return tuned

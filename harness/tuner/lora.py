@@ -85,6 +85,7 @@ def build(config: LoraConfig, loaded: "Loaded", policy: "Policy", outlook: "Outl
     import torch
     from peft import LoraConfig as PeftLoraConfig
 
+    from harness.tuner.fused import fuse
     from harness.tuner.layer_plan import lora_plus_scales, plan
     from harness.tuner.peft_adapter import count_biases, wrap
     from harness.tuner.start.factors import kept
@@ -117,4 +118,6 @@ def build(config: LoraConfig, loaded: "Loaded", policy: "Policy", outlook: "Outl
         set_factors(tuned.model, start)
         tuned.export = export_for(method, tuned, start)
     tuned.lr_scales = lora_plus_scales(tuned.model, config.lora_plus_ratio)
+    if config.fused:
+        fuse(loaded.model.model.language_model)
     return tuned

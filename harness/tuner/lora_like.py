@@ -17,6 +17,8 @@ class LoraLikeConfig(LowRankConfig):
     """Alpha by layer, written as rank_pattern."""
     lora_plus_ratio: float | None = None
     """LoRA+ (arXiv 2402.12354): B's learning rate is this times A's, in every component; the paper uses 16. Null: 1."""
+    fused: bool = True
+    """Train layers that share their input as one product, with one dropout mask: faster. false runs PEFT's modules."""
 
     def __post_init__(self) -> None:
         LowRankConfig.__post_init__(self)

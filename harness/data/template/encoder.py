@@ -95,6 +95,7 @@ class Encoder:
         *,
         max_length: int | None = None,
         truncation: Truncation = Truncation.delete,
+        vision_side: int,
     ) -> None:
         """Keeps the two halves.
 
@@ -103,8 +104,10 @@ class Encoder:
             pixels: Image processor, with the pixel budgets set.
             max_length: Longest sample in tokens; None takes the tokenizer's `model_max_length`.
             truncation: What happens to longer ones.
+            vision_side: Side of the vision tower's learned grid of positions.
         """
         self.text = text
+        self.vision_side = vision_side
         self.pixels = pixels
         self.max_length: int = max_length if max_length is not None else text.tokenizer.model_max_length
         self.truncation = truncation

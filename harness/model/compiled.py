@@ -1,0 +1,72 @@
+"""Compiles the blocks of both towers with torch.compile: one program for all decoder layers, one for the ViT's blocks.
+
+A block is compiled, not the model: equal blocks share their program, so that 36 layers cost one compilation, and what
+stands between them (embeddings, DeepStack, the head) is a few operations. The text side has one length where packs are
+filled; the number of patches differs from batch to batch, and the ViT's program takes any.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.model.block import run_block
+
+log = logging.getLogger(__name__)
+
+_PROGRAMS = 64
+"""Programs of one block at most: each type of layer, trained or not, with gradients or without, needs its own."""
+
+
+def reason_against(one_length: bool, on_gpu: bool, is_moe: bool) -> str | None:
+    """Returns why a run is better off without compilation, or None."""
+    if not on_gpu:
+        return "on a CPU a compilation takes longer than it saves"
+    if not one_length:
+        return "batches differ in length, and each new length may cost a compilation; data.packing=true gives one"
+    if is_moe:
+        return "the experts' token counts differ from step to step"
+    return None
+
+
+def compile_blocks(model: nn.Module, one_length: bool) -> None:
+    """Makes both towers run compiled blocks in training, in place.
+
+    Args:
+        model: The Qwen3-VL, with its adapters in place.
+        one_length: All training batches have as many tokens.
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _PROGRAMS)
+    towers: Any = model.model
+    towers.language_model.run_block = _compiled(0 if one_length else 1)
+    towers.visual.run_block = _compiled(None)
+    log.info("compiling decoder layers and ViT blocks; the first step takes longer")
+
+
+def _compiled(varying: int | None) -> Callable[..., Tensor]:
+    """Returns a compiled `run_block`.
+
+    Args:
+        varying: What differs between batches: 0, the number of samples alone; 1, the tokens of the row too; None, the
+            patches, in the first dimension.
+    """
+    program = torch.compile(run_block)
+
+    def run(block: nn.Module, hidden: Tensor, **told: Any) -> Tensor:
+        for name in ("cu_seqlens", "cu_seq_lens_q"):
+            if name in told:
+                torch._dynamo.maybe_mark_dynamic(told[name], 0)
+        if varying != 0:
+            dimension = varying or 0
+            for tensor in (hidden, *told["position_embeddings"]):
+                torch._dynamo.maybe_mark_dynamic(tensor, dimension)
+        return program(block, hidden, **told)
+
+    return run
+
+
+def graph_breaks() -> dict[str, int]:
+    """Returns the reasons for which compiled blocks fell back to Python so far, and how often."""
+    return dict(torch._dynamo.utils.counters["graph_break"])
