@@ -62,7 +62,7 @@ def make_encoder(config: DataConfig, processor: Processor) -> Encoder:
     sampling = VideoSampling(video.fps, video.min_frames, video.max_frames, images.temporal_patch_size)
     pixels = PixelMaker(images, set_video_budget(processor.video_settings, video))
     text = TextEncoder(tokenizer, renderer, sampling)
-    return Encoder(text, pixels, max_length=longest, truncation=config.truncation)
+    return Encoder(text, pixels, max_length=longest, truncation=config.truncation, channels=config.channels)
 
 
 def text_key(config: DataConfig, text: TextEncoder) -> str:

@@ -52,6 +52,9 @@ class Batch:
     """Row of each sample: `file.jsonl:12`."""
     skipped: list[tuple[str, str, str]] = field(default_factory=list)
     """Samples left out because their media could not be decoded: origin, reason, detail."""
+    channels: Tensor | None = None
+    """(K,) int64: which of `data.channels` each supervised token belongs to, counted from 1, 0 for none of them; None
+    where no token belongs to one."""
     step_supervised: int = 0
     """Supervised tokens of this rank in the whole optimiser step, all its micro-batches; set by the loader."""
 

@@ -24,6 +24,7 @@ from harness.data.row import Rows, RowStream, Sources
 from harness.data.row_error import RowError
 from harness.data.stream_plan import StreamPlan
 from harness.data.template.encoder import Encoder, PromptSample
+from harness.data.template.text import channel_key
 from harness.errors import UserError, reject
 
 log = logging.getLogger(__name__)
@@ -96,6 +97,7 @@ class DataModule(L.LightningDataModule):
             self.accounts["train"] = Account(0)
         else:
             self.train_samples = self._index("train", sources.train)
+            _check_channels(config.channels, self.train_samples)
             self._units = self._plan(self.train_samples)
         if len(sources.val):
             self.val_samples = self._index("val", sources.val)
@@ -264,6 +266,13 @@ class DataModule(L.LightningDataModule):
                 log.warning("%s: skipped %s", split, message)
 
         return tell
+
+
+def _check_channels(names: Sequence[str], samples: SampleIndex) -> None:
+    there = set(np.unique(samples.store.arrays.channels[samples.row]).tolist())
+    for name in names:
+        if channel_key(name) not in there:
+            raise reject("data.channels", name, "no training row has this channel; the doctor counts those there are")
 
 
 def _plan(lengths: np.ndarray, batch_size: int, rank: int, world_size: int) -> list[list[int]]:

@@ -75,7 +75,11 @@ def train(folder: RunFolder, config: RunConfig, started: float) -> dict[str, Any
     progression = progression_so_far(config, folder, checkpointer, data.start_step)
     with ExitStack() as stack:
         # Trackers and files open first: what is missing there shows before weights are loaded.
-        recorder = _recorder(folder, config, data, stack) if rank == 0 else Recorder(None, [], None, _world(config))
+        recorder = (
+            _recorder(folder, config, data, stack)
+            if rank == 0
+            else Recorder(None, [], None, _world(config), channels=config.data.channels)
+        )
         tuned = _tuned(config, data, folder)
         module = TrainingModule(tuned, config, data.total_steps)
         if rank == 0:
@@ -145,7 +149,7 @@ def _recorder(folder: RunFolder, config: RunConfig, data: DataModule, stack: Exi
     file.truncate_after(data.start_step or -1)
     drop_after(folder.predictions, data.start_step or -1)
     progress = stack.enter_context(Progress(data.total_steps, data.start_step))
-    recorder = Recorder(file, loggers, progress, _world(config))
+    recorder = Recorder(file, loggers, progress, _world(config), channels=config.data.channels)
     stack.push(lambda kind, error, trace: _give_up(recorder) if kind else None)
     return recorder
 

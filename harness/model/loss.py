@@ -4,10 +4,12 @@
 
 CHUNK tokens at a time, so that float32 logits never take more than CHUNK x V. Where W is frozen, loss and gradient of h
 come out of one pass in the forward, and the backward pass only scales. Any other head (trained, adapted, with rows of
-new tokens, quantised, tied to a trained embedding) is called as a module, each chunk computed again in the backward pass.
+new tokens, quantised, tied to a trained embedding) is called as a module, and several chunks are computed again in the
+backward pass.
 
 Unlike the paper, a trained W has no gradient from the forward pass: held until the backward pass of all layers is
-through, it would cost V x D more at the peak, and the head is a tenth of the work at most. Nothing waits for the device.
+through, it would cost V x D more at the peak, and the head is a tenth of the work at most. Nothing waits for the
+device. torch 2.13 has `linear_cross_entropy`, but 2.11 has not, and without reduction it computes logits twice.
 
 Shapes: K supervised tokens, C tokens of a chunk, D width, V vocabulary.
 """
