@@ -81,6 +81,8 @@ class DataModule(L.LightningDataModule):
         self._key = key
         self._units: Units | None = None
         self._loader: StepLoader | None = None
+        self._ready: StepLoader | None = None
+        """Started, and not yet asked for by the trainer."""
 
     def prepare(self) -> None:
         """Looks at every row's text and at its image headers, so that a bad one ends the run before it begins.
@@ -116,15 +118,37 @@ class DataModule(L.LightningDataModule):
         return -(-len(self._units) // (self._batch_size * self._accumulate * world_size))
 
     def train_dataloader(self) -> StepLoader:
-        """Returns this rank's batches from `start_step` to `total_steps`."""
-        assert self.trainer is not None, "the trainer asks for the loader"
-        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        """Returns this rank's batches from `start_step` to `total_steps`, with workers that were started before."""
+        ready, self._ready = self._ready, None
+        if ready is None:
+            assert self.trainer is not None, "the trainer asks for the loader"
+            ready = self._make_loader(self.trainer.global_rank, self.trainer.world_size)
+        self._loader = ready
+        return ready
+
+    def start_workers(self, rank: int, world_size: int) -> None:
+        """Begins to make training batches; `start_step` and `total_steps` are set.
+
+        Args:
+            rank: This process's.
+            world_size: Number of processes.
+        """
+        self._ready = self._make_loader(rank, world_size)
+        self._ready.start()
+
+    def stop_workers(self) -> None:
+        """Ends what `start_workers` started, where training did not take it."""
+        for loader in (self._ready, self._loader):
+            if loader is not None:
+                loader.stop()
+
+    def _make_loader(self, rank: int, world_size: int) -> StepLoader:
         start = self.start_step * self._accumulate
         if self.train_samples is None:
             plan: Iterator[Planned] = self._stream().micro_batches(rank, world_size, start)
         else:
             plan = self._planned(rank, world_size, start)
-        self._loader = StepLoader(
+        return StepLoader(
             MakeBatch(self.train_samples, self._encoder, training_layout(self._config), self._skip),
             plan,
             accumulate=self._accumulate,
@@ -132,7 +156,6 @@ class DataModule(L.LightningDataModule):
             workers=self._config.workers,
             on_skipped=self._leave_out("train"),
         )
-        return self._loader
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Copies without waiting: batches come from page-locked memory, and a GPU works through them in order."""
