@@ -127,6 +127,6 @@ def _files(folder: Path) -> list[Path]:
         return [folder / _WHOLE]
     try:
         shards = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise OSError(f"{_INDEX} is damaged") from error
     return [folder / name for name in sorted(set(shards))]
