@@ -171,7 +171,7 @@ class DataConfig:
     index_workers: int | None = None
     """Processes that tokenise rows and read image headers before training; null takes one per CPU core."""
     cache_dir: str | None = "outputs/cache"
-    """Folder that keeps tokenised rows, lengths and downloads for the next run; null keeps nothing."""
+    """Folder that keeps tokenised rows, downloads and compiled kernels for the next run; null keeps nothing."""
     channels: list[str] = field(default_factory=list)
     """Values of the rows' `channel` whose loss is logged apart, as train/loss/<channel> and val/loss/<channel>."""
     shuffle: bool = True

@@ -82,6 +82,9 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
     progression = progression_so_far(config, folder, checkpointer, data.start_step)
     startup.end(Phase.data)
     with ExitStack() as stack:
+        if device.type == "cuda":
+            # A process forked while a thread is at it would find a lock that nobody opens.
+            torch.cuda.init()
         stack.callback(data.stop_workers)
         data.start_workers(rank, _world(config))
         # Trackers and files open first: what is missing there shows before weights are loaded.

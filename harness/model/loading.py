@@ -1,5 +1,7 @@
 """Loads weights with transformers, frozen: RoPE scaling, rows of new tokens, absent weights, the attention kernel."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel, modeling_utils
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from harness.errors import UserError, reject
@@ -115,7 +117,8 @@ def _from_pretrained(
     try:
         if weights is None:
             return make(path, revision=revision)
-        model, info = make(None, state_dict=weights.take())
+        with _without_warmup():
+            model, info = make(None, state_dict=weights.take())
         # What transformers takes from the folder beside the weights.
         model.config.name_or_path = model.name_or_path = path
         if (Path(path) / GENERATION_CONFIG_NAME).is_file():
@@ -124,6 +127,17 @@ def _from_pretrained(
     except (OSError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise reject("model.path", path, f"its weights can not be read ({reason})") from error
+
+
+@contextmanager
+def _without_warmup() -> Iterator[None]:
+    """Keeps transformers from asking for the model's memory at once, as it does ahead of tensors that are not there."""
+    warmup = modeling_utils.caching_allocator_warmup
+    modeling_utils.caching_allocator_warmup = lambda *_: None
+    try:
+        yield
+    finally:
+        modeling_utils.caching_allocator_warmup = warmup
 
 
 def _checkpoint_config(config: Qwen3VLConfig, path: str) -> Any:

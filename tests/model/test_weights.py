@@ -138,7 +138,11 @@ def test_files_that_can_not_be_read_are_named_when_the_model_is_made(sharded, sp
 def test_on_a_gpu_everything_lies_there_with_the_same_values(sharded):
     config = Qwen3VLConfig(path=str(sharded))
     device = torch.device("cuda", 0)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
     ours = load(config, device, begin(config, device)).model
+    size = sum(parameter.nbytes for parameter in ours.parameters())
+    assert torch.cuda.max_memory_allocated() - before < 1.5 * size
     assert {value.device for value in [*ours.parameters(), *ours.buffers()]} == {device}
     assert_equal(ours, stock(sharded))
 
