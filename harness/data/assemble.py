@@ -62,7 +62,14 @@ def make_encoder(config: DataConfig, processor: Processor) -> Encoder:
     sampling = VideoSampling(video.fps, video.min_frames, video.max_frames, images.temporal_patch_size)
     pixels = PixelMaker(images, set_video_budget(processor.video_settings, video))
     text = TextEncoder(tokenizer, renderer, sampling)
-    return Encoder(text, pixels, max_length=longest, truncation=config.truncation, vision_side=processor.vision_side)
+    return Encoder(
+        text,
+        pixels,
+        max_length=longest,
+        truncation=config.truncation,
+        vision_side=processor.vision_side,
+        channels=config.channels,
+    )
 
 
 def text_key(config: DataConfig, text: TextEncoder) -> str:

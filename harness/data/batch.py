@@ -57,6 +57,9 @@ class Batch:
     """Samples left out because their media could not be decoded: origin, reason, detail."""
     vision: "VisionIndex | None" = None
     """What the vision tower has to know of the patches; None where no sample has one."""
+    channels: Tensor | None = None
+    """(K,) int64: which of `data.channels` each supervised token belongs to, counted from 1, 0 for none of them; None
+    where no token belongs to one."""
     step_supervised: int = 0
     """Supervised tokens of this rank in the whole optimiser step, all its micro-batches; set by the loader."""
 

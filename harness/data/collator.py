@@ -119,6 +119,7 @@ class _Rows:
     """Flat indices of the positions that predict each supervised run."""
     targets: list[np.ndarray] = field(default_factory=list)
     weights: list[np.ndarray] = field(default_factory=list)
+    channels: list[np.ndarray] = field(default_factory=list)
     visual: list[np.ndarray] = field(default_factory=list)
     """Flat indices of each sample's visual tokens."""
     starts: list[int] = field(default_factory=list)
@@ -150,6 +151,7 @@ def _lay_out(
                 rows.predictors.append(np.arange(begin, stop) - 1 + flat)
                 rows.targets.append(sample.ids[begin:stop])
                 rows.weights.append(np.full(stop - begin, weight, dtype=np.float32))
+                rows.channels.append(np.full(stop - begin, sample.channel, dtype=np.int64))
             offset = end
         if offset < length:
             rows.starts.append(row * length + offset)
@@ -162,6 +164,7 @@ def _batch(rows: _Rows, mask_BS: np.ndarray | None, loaded: Sequence[LoadedSampl
     pixels = [item.pixel_values for item in loaded if item.pixel_values is not None]
     grids_N3 = [sample.grids for sample in samples if len(sample.grids)]
     weights_K = _joined(rows.weights, np.float32)
+    channels_K = _joined(rows.channels, np.int64)
     cu_seqlens = np.array([*rows.starts, rows.input_ids_BS.size], dtype=np.int32)
     return Batch(
         input_ids=torch.from_numpy(rows.input_ids_BS),
@@ -180,6 +183,7 @@ def _batch(rows: _Rows, mask_BS: np.ndarray | None, loaded: Sequence[LoadedSampl
         num_supervised=sum(sample.num_supervised for sample in samples),
         num_visual=sum(sample.num_visual for sample in samples),
         origins=[sample.origin for sample in samples],
+        channels=torch.from_numpy(channels_K) if channels_K.any() else None,
     )
 
 

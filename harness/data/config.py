@@ -171,7 +171,9 @@ class DataConfig:
     index_workers: int | None = None
     """Processes that tokenise rows and read image headers before training; null takes one per CPU core."""
     cache_dir: str | None = "outputs/cache"
-    """Folder that keeps tokenised rows, lengths and downloads for the next run; null keeps nothing."""
+    """Folder that keeps tokenised rows, downloads and compiled kernels for the next run; null keeps nothing."""
+    channels: list[str] = field(default_factory=list)
+    """Values of the rows' `channel` whose loss is logged apart, as train/loss/<channel> and val/loss/<channel>."""
     shuffle: bool = True
     """New order of the training rows each epoch, drawn from the run's seed; false keeps the order of the files."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
@@ -192,6 +194,8 @@ class DataConfig:
                 raise reject(f"data.{key}", value, "give at least 1")
         if self.workers < 0:
             raise reject("data.workers", self.workers, "give 0 or more")
+        if "" in self.channels or len(set(self.channels)) < len(self.channels):
+            raise reject("data.channels", self.channels, "name each channel once")
         self._check_batching()
 
     def _check_batching(self) -> None:

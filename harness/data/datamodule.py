@@ -24,6 +24,7 @@ from harness.data.row import Rows, RowStream, Sources
 from harness.data.row_error import RowError
 from harness.data.stream_plan import StreamPlan
 from harness.data.template.encoder import Encoder, PromptSample
+from harness.data.template.text import channel_key
 from harness.errors import UserError, reject
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,8 @@ class DataModule(L.LightningDataModule):
         self._key = key
         self._units: Units | None = None
         self._loader: StepLoader | None = None
+        self._ready: StepLoader | None = None
+        """Started, and not yet asked for by the trainer."""
 
     def prepare(self) -> None:
         """Looks at every row's text and at its image headers, so that a bad one ends the run before it begins.
@@ -96,6 +99,7 @@ class DataModule(L.LightningDataModule):
             self.accounts["train"] = Account(0)
         else:
             self.train_samples = self._index("train", sources.train)
+            _check_channels(config.channels, self.train_samples)
             self._units = self._plan(self.train_samples)
         if len(sources.val):
             self.val_samples = self._index("val", sources.val)
@@ -114,15 +118,37 @@ class DataModule(L.LightningDataModule):
         return -(-len(self._units) // (self._batch_size * self._accumulate * world_size))
 
     def train_dataloader(self) -> StepLoader:
-        """Returns this rank's batches from `start_step` to `total_steps`."""
-        assert self.trainer is not None, "the trainer asks for the loader"
-        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        """Returns this rank's batches from `start_step` to `total_steps`, with workers that were started before."""
+        ready, self._ready = self._ready, None
+        if ready is None:
+            assert self.trainer is not None, "the trainer asks for the loader"
+            ready = self._make_loader(self.trainer.global_rank, self.trainer.world_size)
+        self._loader = ready
+        return ready
+
+    def start_workers(self, rank: int, world_size: int) -> None:
+        """Begins to make training batches; `start_step` and `total_steps` are set.
+
+        Args:
+            rank: This process's.
+            world_size: Number of processes.
+        """
+        self._ready = self._make_loader(rank, world_size)
+        self._ready.start()
+
+    def stop_workers(self) -> None:
+        """Ends what `start_workers` started, where training did not take it."""
+        for loader in (self._ready, self._loader):
+            if loader is not None:
+                loader.stop()
+
+    def _make_loader(self, rank: int, world_size: int) -> StepLoader:
         start = self.start_step * self._accumulate
         if self.train_samples is None:
             plan: Iterator[Planned] = self._stream().micro_batches(rank, world_size, start)
         else:
             plan = self._planned(rank, world_size, start)
-        self._loader = StepLoader(
+        return StepLoader(
             MakeBatch(self.train_samples, self._encoder, training_layout(self._config), self._skip),
             plan,
             accumulate=self._accumulate,
@@ -130,7 +156,6 @@ class DataModule(L.LightningDataModule):
             workers=self._config.workers,
             on_skipped=self._leave_out("train"),
         )
-        return self._loader
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Copies without waiting: batches come from page-locked memory, and a GPU works through them in order."""
@@ -264,6 +289,13 @@ class DataModule(L.LightningDataModule):
                 log.warning("%s: skipped %s", split, message)
 
         return tell
+
+
+def _check_channels(names: Sequence[str], samples: SampleIndex) -> None:
+    there = set(np.unique(samples.store.arrays.channels[samples.row]).tolist())
+    for name in names:
+        if channel_key(name) not in there:
+            raise reject("data.channels", name, "no training row has this channel; the doctor counts those there are")
 
 
 def _plan(lengths: np.ndarray, batch_size: int, rank: int, world_size: int) -> list[list[int]]:

@@ -104,7 +104,7 @@ class _Batches(Dataset, Generic[T]):
 
 
 def load(make: Callable[[Any], T], plan: Iterable[Any], workers: int) -> Iterator[T]:
-    """Yields the batch of each entry of a plan, in order, made ahead in worker processes.
+    """Starts workers and returns the batch of each entry of a plan, in order, made ahead in these processes.
 
     Args:
         make: Makes one batch; runs in a worker, on CPU tensors.
@@ -124,7 +124,11 @@ def load(make: Callable[[Any], T], plan: Iterable[Any], workers: int) -> Iterato
         # A generator of its own: the loader draws a seed for its workers, which would move the run's global one.
         generator=torch.Generator(),
     )
-    for batch in _start(loader):
+    return _checked(_start(loader))
+
+
+def _checked(batches: Iterator[T | _Failure]) -> Iterator[T]:
+    for batch in batches:
         if isinstance(batch, _Failure):
             raise UserError(batch.message)
         yield batch
@@ -181,6 +185,15 @@ class StepLoader:
         self._workers = workers
         self._on_skipped = on_skipped
         self._wait_seconds = 0.0
+        self._begun: tuple[Iterator[Planned], Iterator[Batch]] | None = None
+
+    def start(self) -> None:
+        """Starts the workers ahead of the iteration, so that its first batches are there when it begins."""
+        self._begun = self._begin()
+
+    def stop(self) -> None:
+        """Ends workers that were started and are not iterated over."""
+        self._begun = None
 
     def __iter__(self) -> Iterator[Batch]:
         """Yields batches with `step_supervised` set.
@@ -189,8 +202,8 @@ class StepLoader:
         stay at most a few batches ahead, whatever the accumulation. Where samples may be left out, the batches of a
         step are gathered first, and what was left out does not count.
         """
-        plan, counted = tee(islice(self._plan, self._num_batches))
-        batches = load(self._make, (planned.units for planned in plan), self._workers)
+        counted, batches = self._begun or self._begin()
+        self._begun = None
         while step := list(islice(counted, self._accumulate)):
             if self._make.skip:
                 gathered = [self._next(batches) for _ in step]
@@ -202,6 +215,10 @@ class StepLoader:
             for batch in made:
                 batch.step_supervised = total
                 yield batch
+
+    def _begin(self) -> tuple[Iterator[Planned], Iterator[Batch]]:
+        plan, counted = tee(islice(self._plan, self._num_batches))
+        return counted, load(self._make, (planned.units for planned in plan), self._workers)
 
     def take_wait_seconds(self) -> float:
         """Returns the seconds spent waiting for workers since the last call."""

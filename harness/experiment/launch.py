@@ -19,7 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from harness import config
+from harness import STARTED, config
 from harness.experiment.folder import RunFolder
 from harness.trainer.standard import badness
 
@@ -53,7 +53,8 @@ class Launcher:
         command = [sys.executable, "-m", "harness.experiment.trial", str(folder)]
         sys.stdout.flush()
         if hydra.mode is not RunMode.MULTIRUN:
-            os.execv(sys.executable, command)
+            # To the user, the run began with this process.
+            os.execv(sys.executable, [*command, str(STARTED)])
         self.trials.append(folder)
         print(f"trial {len(self.trials)}: {' '.join(hydra.overrides.task)}", flush=True)
         inherited = {

@@ -10,6 +10,7 @@ from torch import nn
 from harness.config import RunConfig, config_hash
 from harness.errors import UserError
 from harness.experiment.folder import RunFolder, write_json
+from harness.experiment.startup import Startup
 from harness.logging.metrics import read
 from harness.logging.table import render, show
 from harness.model.component import Component, component_of
@@ -25,7 +26,7 @@ def write_success(
     module: TrainingModule,
     progression: Progression,
     accounts: dict[str, Any],
-    started: float,
+    startup: Startup,
 ) -> dict[str, Any]:
     """Writes and returns the summary of a completed run.
 
@@ -35,13 +36,13 @@ def write_success(
         module: The trained model, for its parameter counts, and the counts of this process and the attempts before it.
         progression: Metrics gathered on the way.
         accounts: What became of the rows of each split.
-        started: `time.time()` at the start of the process.
+        startup: What the start took.
     """
     meter, named = module.meter, dict(module.model.named_parameters())
     steady = meter.steady if meter.steady.steps else meter.total
     world_size = config.trainer.devices
     first_step = progression.first_step_at or time.time()
-    content = _common(folder, config, "completed", started) | {
+    content = _common(folder, config, "completed", startup.started) | {
         "tokens": meter.total.tokens * world_size,
         "train_loss": progression.train_loss,
         "val": progression.val,
@@ -53,7 +54,8 @@ def write_success(
         "tokens_per_s": steady.rates(world_size)["perf/tokens_per_s"],
         "mfu": None,
         "peak_allocated_gib": progression.memory.get("memory/peak_allocated_gib"),
-        "startup_time_s": first_step - started,
+        "startup_time_s": first_step - startup.started,
+        "startup": startup.seconds(first_step),
         "error": None,
     }
     write_json(folder.summary, content)

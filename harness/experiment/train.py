@@ -24,6 +24,7 @@ from harness.experiment.restore import (
     resume_step,
 )
 from harness.experiment.result import print_result, trainable_table, write_success
+from harness.experiment.startup import Phase, Startup
 from harness.logging.metrics import MetricsFile
 from harness.logging.plot import plot_curves
 from harness.logging.progress import Progress
@@ -32,7 +33,9 @@ from harness.logging.setup import setup_logging
 from harness.logging.tracker import finish
 from harness.memory.precision import checked_precision
 from harness.model.compiled import compile_blocks, reason_against
+from harness.model.loading import Loaded
 from harness.model.processor import Processor, load_processor
+from harness.model.weights import Weights
 from harness.optim.schedule import ScheduleName
 from harness.registry import build
 from harness.trainer.callback import BetweenSteps
@@ -41,7 +44,7 @@ from harness.trainer.evaluate import Evaluator, drop_after
 from harness.trainer.gradient_check import check_reachable
 from harness.trainer.module import TrainingModule
 from harness.trainer.recorder import DivergedError, Recorder
-from harness.trainer.standard import pick_accelerator
+from harness.trainer.standard import training_device
 from harness.tuner.new_tokens import settle
 from harness.tuner.outlook import Outlook
 from harness.tuner.tuned import Tuned
@@ -49,13 +52,14 @@ from harness.tuner.tuned import Tuned
 log = logging.getLogger(__name__)
 
 
-def train(folder: RunFolder, config: RunConfig, started: float) -> dict[str, Any]:
+def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weights | None = None) -> dict[str, Any]:
     """Trains one run in its folder; returns its summary on the first rank, nothing on the others.
 
     Args:
         folder: The run folder, claimed by this process.
         config: Checked config.
-        started: `time.time()` at the start of the process.
+        startup: Clock of the start.
+        weights: The model's, on their way, where the reading has begun.
 
     Raises:
         UserError: The data, the checkpoint or a setting can not be used.
@@ -63,7 +67,10 @@ def train(folder: RunFolder, config: RunConfig, started: float) -> dict[str, Any
     """
     rank = local_rank()
     setup_logging(folder.path, rank)
-    pick_accelerator(config.trainer)
+    device = training_device(config.trainer, rank)
+    if device.type == "cuda" and config.trainer.devices > 1:
+        # What pins batches takes the current one, and would make a context on the first GPU for every rank.
+        torch.cuda.set_device(device)
     lightning.seed_everything(config.seed, verbose=False)
     checkpointer = Checkpointer(folder.checkpoints, config.trainer.keep_checkpoints)
     processor = load_processor(config.model)
@@ -74,10 +81,23 @@ def train(folder: RunFolder, config: RunConfig, started: float) -> dict[str, Any
         return summary
     check_same_data(folder, data)
     progression = progression_so_far(config, folder, checkpointer, data.start_step)
+    startup.end(Phase.data)
     with ExitStack() as stack:
+        if device.type == "cuda":
+            # A process forked while a thread is at it would find a lock that nobody opens.
+            torch.cuda.init()
+        stack.callback(data.stop_workers)
+        data.start_workers(rank, _world(config))
         # Trackers and files open first: what is missing there shows before weights are loaded.
-        recorder = _recorder(folder, config, data, stack) if rank == 0 else Recorder(None, [], None, _world(config))
-        tuned = _tuned(config, data, folder)
+        recorder = (
+            _recorder(folder, config, data, stack)
+            if rank == 0
+            else Recorder(None, [], None, _world(config), channels=config.data.channels)
+        )
+        loaded = build("model", config.model, device, weights)
+        startup.end(Phase.model)
+        tuned = _tuned(config, loaded, data, folder, device)
+        startup.end(Phase.tuner)
         module = TrainingModule(tuned, config, data.total_steps)
         if rank == 0:
             log.info("%s", trainable_table(tuned, config.optim, module.lr))
@@ -88,6 +108,7 @@ def train(folder: RunFolder, config: RunConfig, started: float) -> dict[str, Any
         between = BetweenSteps(config.trainer, folder, data, recorder, evaluator, checkpointer, progression)
         skips = config.optim.skips_parameters
         trainer = build("trainer", config.trainer, data.total_steps, precision, [between], skips)
+        startup.end(Phase.trainer)
         fit(trainer, module, data, checkpointer)
     if not trainer.is_global_zero:
         return {}
@@ -97,16 +118,14 @@ def train(folder: RunFolder, config: RunConfig, started: float) -> dict[str, Any
     processor.save(tuned.export(folder.path))
     plot_curves(folder.metrics, folder.path / "curves.png")
     accounts = {split: account.plain() for split, account in data.accounts.items()}
-    summary = write_success(folder, config, module, progression, accounts, started)
+    summary = write_success(folder, config, module, progression, accounts, startup)
     finish(recorder.loggers, 0, {"best": summary["best"]["value"], "tokens_per_s": summary["tokens_per_s"]})
     print_result(summary)
     return summary
 
 
-def _tuned(config: RunConfig, data: DataModule, folder: RunFolder) -> Tuned:
-    """Loads the base model and makes it trainable, after the policy and within what the data reaches."""
-    loaded = build("model", config.model)
-    device = torch.device("cuda", local_rank()) if pick_accelerator(config.trainer) == "gpu" else torch.device("cpu")
+def _tuned(config: RunConfig, loaded: Loaded, data: DataModule, folder: RunFolder, device: torch.device) -> Tuned:
+    """Makes the base model trainable, after the policy and within what the data reaches."""
     outlook = Outlook(data.total_steps, data.calibration_batches, device, folder.checkpoints / "start.safetensors")
     tuned = build("tuner", config.tuner, loaded, build("freeze", config.freeze, loaded.model), outlook)
     settle(tuned, loaded.new_tokens, config.model.train_new_tokens)
@@ -158,7 +177,7 @@ def _recorder(folder: RunFolder, config: RunConfig, data: DataModule, stack: Exi
     file.truncate_after(data.start_step or -1)
     drop_after(folder.predictions, data.start_step or -1)
     progress = stack.enter_context(Progress(data.total_steps, data.start_step))
-    recorder = Recorder(file, loggers, progress, _world(config))
+    recorder = Recorder(file, loggers, progress, _world(config), channels=config.data.channels)
     stack.push(lambda kind, error, trace: _give_up(recorder) if kind else None)
     return recorder
 

@@ -68,7 +68,7 @@ def smooth(values: list[float]) -> list[float]:
 
 def _metric_keys(rows: list[Row]) -> list[str]:
     """Returns the validation metrics that lie in [0, 1], as accuracies do."""
-    keys = sorted({key for row in rows for key in row if key.startswith("val/") and key != "val/loss"})
+    keys = sorted({key for row in rows for key in row if key.startswith("val/") and not key.startswith("val/loss")})
     values = {key: series(rows, key)[1] for key in keys}
     return [key for key in keys if values[key] and all(0 <= value <= 1 for value in values[key])]
 

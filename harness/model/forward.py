@@ -17,6 +17,7 @@ from transformers.masking_utils import create_causal_mask
 
 from harness.model.attention import max_length, takes_cu_seqlens
 from harness.model.block import call
+from harness.model.loss import head_loss
 from harness.model.vision import see, vision_index
 
 if TYPE_CHECKING:
@@ -26,7 +27,16 @@ if TYPE_CHECKING:
 def supervised_loss(
     model: PreTrainedModel, batch: "Batch", always_see: bool = False, noise_alpha: float = 0.0
 ) -> Tensor:
-    """Returns the cross-entropy summed over supervised tokens, weighted where the batch has weights (scalar).
+    """Returns the first of what `token_losses` does."""
+    return token_losses(model, batch, always_see, noise_alpha)[0]
+
+
+def token_losses(
+    model: PreTrainedModel, batch: "Batch", always_see: bool = False, noise_alpha: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Returns the cross-entropy summed over supervised tokens, and that of each token without gradient (K,).
+
+    Both are weighted where the batch has weights.
 
     Args:
         model: As for `supervised_hidden`, whose other arguments these are too.
@@ -34,7 +44,8 @@ def supervised_loss(
         always_see: See there.
         noise_alpha: See there.
     """
-    return loss_sum(supervised_logits(model, batch, always_see, noise_alpha), batch)
+    hidden_KD = supervised_hidden(model, batch, always_see, noise_alpha)
+    return head_loss(hidden_KD, model.lm_head, batch.targets, batch.loss_weights)
 
 
 def supervised_logits(

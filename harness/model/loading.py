@@ -1,13 +1,17 @@
 """Loads weights with transformers, frozen: RoPE scaling, rows of new tokens, absent weights, the attention kernel."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel, modeling_utils
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from harness.errors import UserError, reject
 from harness.model.attention import check_available, pick_attention, use_varlen
@@ -18,6 +22,7 @@ from harness.model.patch_embed import make_linear
 from harness.model.processor import load_tokenizer
 from harness.model.qwen3_vl import Attention, Dtype, InitStrategy, Qwen3VLConfig
 from harness.model.rope_scaling import forget_longer_batches, parse, scale
+from harness.model.weights import Weights, begin
 
 _CLASSES = {"qwen3_vl": "Qwen3VLForConditionalGeneration", "qwen3_vl_moe": "Qwen3VLMoeForConditionalGeneration"}
 
@@ -32,8 +37,16 @@ class Loaded:
     new_tokens: NewTokens | None = None
 
 
-def load(config: Qwen3VLConfig) -> Loaded:
-    """Loads a checkpoint onto the CPU with all parameters frozen.
+_CPU = torch.device("cpu")
+
+
+def load(config: Qwen3VLConfig, device: torch.device = _CPU, weights: Weights | None = None) -> Loaded:
+    """Loads a checkpoint straight onto a device, with all parameters frozen.
+
+    Args:
+        config: Which checkpoint, and how.
+        device: Where weights and buffers go.
+        weights: What `weights.begin` returned for the same config and device, where a run began to read early.
 
     Raises:
         UserError: The path holds no Qwen3-VL, can not be reached, the attention kernel can not run here, or a setting
@@ -49,8 +62,10 @@ def load(config: Qwen3VLConfig) -> Loaded:
     model, info = _from_pretrained(
         getattr(transformers, _CLASSES[kind.model_type]),
         path,
-        config=kind,
+        weights or begin(config, device),
         revision=config.revision,
+        config=kind,
+        device_map=None if device.type == "cpu" else {"": device},
         dtype="auto" if config.dtype is Dtype.auto else getattr(torch, config.dtype.name),
         attn_implementation=Attention.sdpa.name if later else config.attention.name,
         trust_remote_code=False,
@@ -94,13 +109,35 @@ def _initialise(model: PreTrainedModel, config: Qwen3VLConfig, path: str, info: 
     return None
 
 
-def _from_pretrained(model_class: Any, path: str, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Loads weights; keys that are absent are told by name, for transformers would fill them with random numbers."""
+def _from_pretrained(
+    model_class: Any, path: str, weights: Weights | None, revision: str | None, **options: Any
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Makes the model; keys that are absent are told by name, for transformers would fill them with random numbers."""
+    make = partial(model_class.from_pretrained, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     try:
-        return model_class.from_pretrained(path, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+        if weights is None:
+            return make(path, revision=revision)
+        with _without_warmup():
+            model, info = make(None, state_dict=weights.take())
+        # What transformers takes from the folder beside the weights.
+        model.config.name_or_path = model.name_or_path = path
+        if (Path(path) / GENERATION_CONFIG_NAME).is_file():
+            model.generation_config = GenerationConfig.from_pretrained(path)
+        return model, info
     except (OSError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise reject("model.path", path, f"its weights can not be read ({reason})") from error
+
+
+@contextmanager
+def _without_warmup() -> Iterator[None]:
+    """Keeps transformers from asking for the model's memory at once, as it does ahead of tensors that are not there."""
+    warmup = modeling_utils.caching_allocator_warmup
+    modeling_utils.caching_allocator_warmup = lambda *_: None
+    try:
+        yield
+    finally:
+        modeling_utils.caching_allocator_warmup = warmup
 
 
 def _checkpoint_config(config: Qwen3VLConfig, path: str) -> Any:

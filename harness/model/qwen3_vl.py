@@ -11,7 +11,10 @@ from harness.model.rope_scaling import parse
 from harness.registry import register
 
 if TYPE_CHECKING:
+    import torch
+
     from harness.model.loading import Loaded
+    from harness.model.weights import Weights
 
 
 class Dtype(Enum):
@@ -87,8 +90,16 @@ class Qwen3VLConfig:
 
 
 @register("model", Qwen3VLConfig)
-def build(config: Qwen3VLConfig) -> "Loaded":
-    """Loads the weights onto the CPU, everything frozen; processors are loaded apart by `model.processor`."""
+def build(config: Qwen3VLConfig, device: "torch.device | None" = None, weights: "Weights | None" = None) -> "Loaded":
+    """Loads the weights onto a device, everything frozen; processors are loaded apart by `model.processor`.
+
+    Args:
+        config: The model config.
+        device: Where the model will train; None is the CPU.
+        weights: What `model.weights.begin` has begun to read for it.
+    """
+    import torch
+
     from harness.model.loading import load
 
-    return load(config)
+    return load(config, device or torch.device("cpu"), weights)

@@ -122,7 +122,8 @@ class BetweenSteps(lightning.Callback):
 
     def _record(self, module: TrainingModule, step: int) -> None:
         assert module.grad_norm is not None
-        self.recorder.step(step, module.meter.end_step(), module.grad_norm, module.learning_rates)
+        sums = module.channel_loss.take(module.device)
+        self.recorder.step(step, module.meter.end_step(), module.grad_norm, module.learning_rates, sums)
         if self.progression.first_step_at is None:
             self.progression.first_step_at = time.time()
 

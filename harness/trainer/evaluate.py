@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from harness.data.datamodule import DataModule
 from harness.data.template.control import ControlTokens
-from harness.model.forward import supervised_loss
+from harness.model.forward import token_losses
+from harness.trainer.channel_loss import ChannelLoss, channel_metrics
 from harness.trainer.module import TrainingModule
 
 
@@ -40,19 +41,22 @@ class Evaluator:
             step: Number of the last optimiser step, written beside each prediction.
         """
         with module.evaluating(), torch.inference_mode(), trainer.precision_plugin.forward_context():
-            metrics = {"val/loss": self._loss(trainer, module)}
+            metrics = self._loss(trainer, module)
             if self.data.prompts:
                 metrics["val/exact_match"] = self._exact_match(trainer, module, step)
         return metrics
 
-    def _loss(self, trainer: Trainer, module: TrainingModule) -> float:
+    def _loss(self, trainer: Trainer, module: TrainingModule) -> dict[str, float]:
         sums = torch.zeros(2, dtype=torch.float64, device=module.device)
+        channels = ChannelLoss(module.channel_loss.names)
         for batch in self.data.val_batches(trainer.global_rank, trainer.world_size):
             batch = batch.to(module.device)
-            loss = supervised_loss(module.tuned.base, batch)
+            loss, each_K = token_losses(module.tuned.base, batch)
+            channels.add(each_K.double(), batch)
             sums += torch.stack((loss.double(), torch.tensor(batch.num_supervised).to(loss.device)))
-        total, tokens = _sum_over_ranks(sums, trainer).tolist()
-        return total / max(tokens, 1)
+        sums = torch.cat((sums, channels.take(module.device).double()))
+        total, tokens, *told = _sum_over_ranks(sums, trainer).tolist()
+        return {"val/loss": total / max(tokens, 1)} | channel_metrics("val/loss", channels.names, told)
 
     def _exact_match(self, trainer: Trainer, module: TrainingModule, step: int) -> float:
         items: list[dict[str, Any]] = []

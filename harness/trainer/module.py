@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from harness.config import RunConfig
 from harness.data.batch import Batch
 from harness.errors import reject
-from harness.model.forward import supervised_loss
+from harness.model.forward import token_losses
 from harness.optim.group import learning_rates, parameter_groups, sizes
 from harness.optim.plateau import tell
 from harness.optim.schedule import build_schedule
 from harness.registry import build
+from harness.trainer.channel_loss import ChannelLoss
 from harness.trainer.gradient_check import GradientCheck
 from harness.trainer.meter import Meter, Totals
 from harness.tuner.tuned import Tuned
@@ -49,6 +50,7 @@ class TrainingModule(lightning.LightningModule):
         self.total_steps = total_steps
         self.lr = config.optim.lr or tuned.default_lr
         self.meter = Meter()
+        self.channel_loss = ChannelLoss(config.data.channels)
         self.grad_norm: Tensor | None = None
         self.learning_rates: dict[str, float] = {}
         if tuned.after_step is not None and config.optim.rewrites_gradients:
@@ -66,9 +68,10 @@ class TrainingModule(lightning.LightningModule):
         # Where the vision side trains, a step of text gives it zeros and not nothing, on one process as on several:
         # an optimiser skips a parameter without gradient, but decays and moves one with zeros.
         noise_alpha = self.config.trainer.neftune_alpha or 0.0
-        summed = supervised_loss(self.tuned.base, batch, always_see=self._trains_vision, noise_alpha=noise_alpha)
+        summed, each_K = token_losses(self.tuned.base, batch, self._trains_vision, noise_alpha)
         loss = summed / max(self._step_tokens, 1)
         self.meter.add(batch, loss.detach())
+        self.channel_loss.add(each_K, batch)
         loss = loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
         # Once a step after the averages over micro-batches and ranks, and no part of the loss that is reported.
         return loss if self.tuned.regularizer is None else loss + self.tuned.regularizer()

@@ -1,6 +1,7 @@
 """Turns steps into rows of metrics.jsonl and hands them on to loggers and the progress display."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from harness.logging.metrics import MetricsFile
 from harness.logging.progress import Progress
 from harness.logging.tracker import log_row
+from harness.trainer.channel_loss import channel_metrics
 from harness.trainer.meter import Totals
 
 MAX_SKIPPED = 20
@@ -31,12 +33,21 @@ class Recorder:
     world_size: int
     skips_overflow: bool = False
     """Under fp16 a gradient that overflows makes the scaler skip the step and lower its scale: no divergence."""
+    channels: Sequence[str] = ()
+    """Whose losses the steps bring."""
     _pending: list[dict[str, Any]] = field(default_factory=list)
     _tensors: list[Tensor] = field(default_factory=list)
     _held: dict[str, Any] = field(default_factory=dict)
     _skipped: int = 0
 
-    def step(self, step: int, loss: Tensor, grad_norm: Tensor, learning_rates: dict[str, float]) -> None:
+    def step(
+        self,
+        step: int,
+        loss: Tensor,
+        grad_norm: Tensor,
+        learning_rates: dict[str, float],
+        channel_sums: Tensor | None = None,
+    ) -> None:
         """Takes one optimiser step.
 
         Args:
@@ -44,9 +55,11 @@ class Recorder:
             loss: This rank's share of the step's loss (scalar, on the device).
             grad_norm: Global norm before clipping (scalar, on the device), equal on all ranks.
             learning_rates: Of the step just taken, by parameter group.
+            channel_sums: What `ChannelLoss.take` returned (on the device), where there are channels.
         """
         self._pending.append({"step": step} | {f"train/lr/{name}": lr for name, lr in learning_rates.items()})
-        self._tensors.append(torch.stack((loss.float(), grad_norm.float() / self.world_size)))
+        both = torch.stack((loss.float(), grad_norm.float() / self.world_size))
+        self._tensors.append(both if channel_sums is None else torch.cat((both, channel_sums.float())))
 
     @property
     def num_pending(self) -> int:
@@ -70,8 +83,9 @@ class Recorder:
         if self.world_size > 1:
             torch.distributed.all_reduce(values)
         rows, self._pending, self._tensors = self._pending, [], []
-        for row, (loss, norm) in zip(rows, values.tolist(), strict=True):
+        for row, (loss, norm, *sums) in zip(rows, values.tolist(), strict=True):
             row |= {"train/loss": loss, "train/grad_norm": norm}
+            row |= channel_metrics("train/loss", self.channels, sums)
         *earlier, self._held = rows
         self._held |= interval.rates(self.world_size) | peak_memory
         for row in earlier:

@@ -10,6 +10,7 @@ from harness.registry import register
 
 if TYPE_CHECKING:
     import lightning
+    import torch
 
 
 METRICS = ("val/loss", "val/exact_match")
@@ -128,6 +129,17 @@ def build(
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+
+
+def training_device(config: StandardConfig, rank: int) -> "torch.device":
+    """Returns where a rank trains.
+
+    Raises:
+        UserError: As for `pick_accelerator`.
+    """
+    import torch
+
+    return torch.device("cuda", rank) if pick_accelerator(config) == "gpu" else torch.device("cpu")
 
 
 def pick_accelerator(config: StandardConfig) -> str:

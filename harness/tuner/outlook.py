@@ -20,6 +20,6 @@ class Outlook:
     batches: "Callable[[int, int, int | None], Iterator[Batch]]"
     """`DataModule.calibration_batches`: number of batches, samples of each and their longest length to batches."""
     device: "torch.device"
-    """Where the model will train; builders get it on the CPU and hand it back there."""
+    """Where the model will train; in a run it is there already when builders get it."""
     start_file: Path
     """Where an initialisation that can not be computed again bit by bit keeps itself for a resume (safetensors)."""

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import numpy as np
@@ -125,3 +126,13 @@ def test_left_padded_prompts_end_together(encoder, make_row):
     assert batch.prompts[0] == (
         "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Hi<|im_end|>\n<|im_start|>assistant\n"
     )
+
+
+def test_each_supervised_token_knows_its_channel_in_every_layout(make_encoder, make_row):
+    encoder, names = make_encoder(channels=["web", "books"]), ["books", None, "elsewhere"]
+    rows = [dataclasses.replace(row, channel=name) for row, name in zip(_rows(make_row), names, strict=True)]
+    loaded = [encoder.load(encoder.encode(row)[0]) for row in rows]
+    supervised = [item.sample.num_supervised for item in loaded]
+    for batch in _layouts(encoder, loaded):
+        assert batch.channels.tolist() == [2] * supervised[0] + [0] * (supervised[1] + supervised[2])
+    assert collate(loaded[1:], encoder.text, encoder.pad_token_id).channels is None

@@ -16,6 +16,7 @@ def test_rows_over_the_limit_are_dropped_by_default():
     ("make", "message"),
     [
         (lambda: DataConfig(max_length=0), r"data\.max_length=0: give at least 1"),
+        (lambda: DataConfig(channels=["a", "a"]), r"data\.channels=\['a', 'a'\]: name each channel once"),
         (lambda: DataConfig(workers=-1), r"data\.workers=-1: give 0 or more"),
         (lambda: ImageConfig(min_tokens=0), r"data\.image\.min_tokens=0: give at least 1"),
         (lambda: ImageConfig(max_pixels_decoded=0), r"data\.image\.max_pixels_decoded=0"),

@@ -134,6 +134,6 @@ def test_text_alone_leaves_the_vision_tower_without_gradients(make_tuned, make_s
 def test_images_and_videos_pass_the_vision_tower_once(make_tuned, mixed, padded):
     tuned = make_tuned("tuner=full", "freeze=none")
     seen = []
-    tuned.base.model.visual.register_forward_hook(lambda *_: seen.append(1))
+    tuned.base.model.visual.patch_embed.register_forward_pre_hook(lambda *_: seen.append(1))
     supervised_logits(tuned.base, padded(tuned.base, mixed), always_see=True)
     assert len(seen) == 1

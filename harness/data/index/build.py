@@ -37,7 +37,7 @@ CHUNK = 4_000
 """Rows of a chunk: a second or so of work."""
 PARALLEL_FROM = 5 * CHUNK
 """Fewer rows are done sooner than processes have started and imported the tokenizer."""
-_FORMAT = "1"
+_FORMAT = "2"
 """Part of every key: another number for another meaning of the arrays."""
 
 

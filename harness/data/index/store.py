@@ -37,6 +37,8 @@ class Arrays:
     """(R + 1,) int64."""
     pixel_limits: np.ndarray
     """(R, 2) int64: the row's own bounds in pixels, 0 for none."""
+    channels: np.ndarray
+    """(R,) int64: `channel_key` of the row's channel, 0 for none."""
     stamps: np.ndarray
     """(M', 2) int64: size in bytes and time of change in ns of each media file, in the order of `Store.paths`."""
 
@@ -62,7 +64,7 @@ class Store:
         spans = slice(a.spans_bounds[row], a.spans_bounds[row + 1])
         media = a.media[a.media_bounds[row] : a.media_bounds[row + 1]]
         low, high = a.pixel_limits[row].tolist()
-        return TextSample(ids, a.spans[spans], a.weights[spans], media, (low, high))
+        return TextSample(ids, a.spans[spans], a.weights[spans], media, (low, high), int(a.channels[row]))
 
     def save(self, folder: Path) -> None:
         """Writes the arrays, one file each, into an existing folder."""
@@ -102,6 +104,7 @@ def gather(
         media=_join([sample.media for sample in kept], (0, 3), np.int32),
         media_bounds=_bounds([0 if sample is None else len(sample.media) for sample in good]),
         pixel_limits=np.array([(0, 0) if sample is None else sample.pixel_bounds for sample in good], np.int64),
+        channels=np.array([0 if sample is None else sample.channel for sample in good], np.int64),
         stamps=np.array([stamp for _, stamp in files], np.int64).reshape(-1, 2),
     )
     errors = {first_row + i: sample for i, sample in enumerate(samples) if isinstance(sample, RowError)}

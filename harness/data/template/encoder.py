@@ -16,7 +16,7 @@ from harness.data.media.video import VideoRef, VideoShape
 from harness.data.row import Row
 from harness.data.row_error import RowError
 from harness.data.template import mrope
-from harness.data.template.text import TextEncoder, TextSample, blocks, shown
+from harness.data.template.text import TextEncoder, TextSample, blocks, channel_key, shown
 from harness.data.template.truncation import cut, split
 from harness.errors import UserError
 
@@ -47,6 +47,8 @@ class EncodedSample:
     """(M, 3) int32: frames (0 for an image), height and width in pixels, as they were when it was tokenised."""
     piece_of_more: bool = False
     """The row was cut."""
+    channel: int = 0
+    """Which of `data.channels` it belongs to, counted from 1; 0 for none of them."""
 
     @property
     def num_supervised(self) -> int:
@@ -96,6 +98,7 @@ class Encoder:
         max_length: int | None = None,
         truncation: Truncation = Truncation.delete,
         vision_side: int,
+        channels: Sequence[str] = (),
     ) -> None:
         """Keeps the two halves.
 
@@ -105,12 +108,14 @@ class Encoder:
             max_length: Longest sample in tokens; None takes the tokenizer's `model_max_length`.
             truncation: What happens to longer ones.
             vision_side: Side of the vision tower's learned grid of positions.
+            channels: Channels that samples are told apart by.
         """
         self.text = text
         self.vision_side = vision_side
         self.pixels = pixels
         self.max_length: int = max_length if max_length is not None else text.tokenizer.model_max_length
         self.truncation = truncation
+        self.channels = {channel_key(name): number for number, name in enumerate(channels, start=1)}
         pad_token_id = text.tokenizer.pad_token_id
         if pad_token_id is None:
             raise UserError("model.path: the checkpoint's tokenizer has no padding token")
@@ -214,7 +219,16 @@ class Encoder:
             spans, weights = spans[alive], weights[alive]
         num_visual = int(grids.prod(axis=1).sum()) // self.pixels.merge_size**2
         return EncodedSample(
-            ids, spans.astype(np.int32), weights, grids, tuple(media), origin, num_visual, sizes, piece is not None
+            ids,
+            spans.astype(np.int32),
+            weights,
+            grids,
+            tuple(media),
+            origin,
+            num_visual,
+            sizes,
+            piece is not None,
+            self.channels.get(found.channel, 0),
         )
 
     def load(self, sample: EncodedSample) -> LoadedSample:

@@ -10,6 +10,7 @@ released with and that vLLM writes; the processor of transformers 5 leaves the o
 Shapes: S tokens, N supervised spans, M images and videos.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,8 @@ class TextSample:
     """(M, 3) int32, in order of appearance: frames sampled (0 for an image), height and width in pixels."""
     pixel_bounds: tuple[int, int]
     """The row's own `min_pixels` and `max_pixels`; 0 for none."""
+    channel: int = 0
+    """`channel_key` of the row's channel."""
 
 
 class TextEncoder:
@@ -142,11 +145,25 @@ class TextEncoder:
                 detail = f"{shown} places for images and frames in the rendered text, {expected} in the row"
                 return RowError(row.origin, "unbalanced tags", detail)
         bounds = (row.min_pixels or 0, row.max_pixels or 0)
-        return TextSample(ids_S, np.array(spans, np.int32).reshape(-1, 2), np.array(weights, np.float32), media, bounds)
+        return TextSample(
+            ids_S,
+            np.array(spans, np.int32).reshape(-1, 2),
+            np.array(weights, np.float32),
+            media,
+            bounds,
+            channel_key(row.channel),
+        )
 
     def is_visual(self, ids_S: np.ndarray) -> np.ndarray:
         """Returns True where a token stands for part of an image or video."""
         return (ids_S == self.image_token_id) | (ids_S == self.video_token_id)
+
+
+def channel_key(name: str | None) -> int:
+    """Returns a number of 64 bits that stands for a channel in the cache, whatever `data.channels` says; 0 for none."""
+    if name is None:
+        return 0
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), signed=True)
 
 
 def appearance(row: Row) -> list[Media]:

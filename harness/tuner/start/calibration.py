@@ -40,7 +40,7 @@ def input_moments(
     """Returns the moments of the layers' inputs over training samples, padding left out.
 
     Args:
-        base: The base model; it comes back to the CPU unchanged.
+        base: The base model; it comes back unchanged, to the device that it was on.
         names: Linear layers.
         outlook: For the samples and the device.
         batches: Number of batches, samples of each, and their longest length.
@@ -138,13 +138,13 @@ def _collector(name: str, sums: dict[str, Tensor]) -> Any:
 
 @contextmanager
 def _on_device(base: PreTrainedModel, outlook: Outlook) -> Iterator[None]:
-    training = base.training
+    training, before = base.training, base.device
     base.eval()
     base.to(outlook.device)  # type: ignore[arg-type]
     try:
         yield
     finally:
-        base.to("cpu")  # type: ignore[arg-type]
+        base.to(before)  # type: ignore[arg-type]
         base.train(training)
 
 

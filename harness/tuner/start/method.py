@@ -59,12 +59,12 @@ METHODS = {
 
 @torch.no_grad()
 def change_base(base: PreTrainedModel, layers: list[Layer], start: Start, method: Method, config: "LoraConfig") -> None:
-    """Changes the base weights in place, on the CPU, so that the same start gives the same bits."""
+    """Changes the base weights in place, computed on the CPU, so that the same start gives the same bits."""
     if method.base is Base.untouched:
         return
     for layer in layers:
         weight: Any = base.get_submodule(layer.name).weight
-        weight.copy_(_changed(weight.float(), start[layer.name], layer, method, config))
+        weight.copy_(_changed(weight.float().cpu(), start[layer.name], layer, method, config))
 
 
 def following(config: "LoraConfig", layers: list[Layer], start: Start) -> "LoraConfig":

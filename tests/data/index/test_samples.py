@@ -1,10 +1,12 @@
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from harness.data.account import Account
 from harness.data.config import ImageConfig, Truncation
+from harness.data.index import build as build_module
 from harness.data.index.build import build
 from harness.data.index.samples import index
 from harness.data.row import ListRows, Message, Row
@@ -60,6 +62,21 @@ def test_lengths_and_samples_equal_those_of_rows_one_by_one(rows, make_encoder, 
         assert samples.lengths[number] == len(sample.ids)
         assert samples.supervised[number] == sample.num_supervised
         assert samples.visual[number] == sample.num_visual
+
+
+def test_channels_are_kept_on_disk_apart_from_the_settings(make_row, make_encoder, tmp_path, monkeypatch):
+    """Another `data.channels` needs no tokenising: the cache holds what a row says of itself."""
+    monkeypatch.setattr(build_module, "CHUNK", 2)
+    rows = [make_row(("user", "Hi"), ("assistant", "Yes"), origin=f"f:{n}") for n in range(5)]
+    rows = ListRows(
+        [replace(row, channel=name) for row, name in zip(rows, ["a", None, "b", "ä", "a"], strict=True)], "r"
+    )
+    for channels, expected in (([], [0] * 5), (["ä", "a"], [2, 0, 0, 1, 2])):
+        encoder = make_encoder(channels=channels)
+        store = build(rows, encoder.text, what="train", key="k", cache=tmp_path, workers=1, stop=False)
+        samples = index(rows, store, encoder, Account(5))
+        assert [samples[number].channel for number in range(5)] == expected
+    assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 1
 
 
 def test_images_that_the_bounds_change_are_counted_by_row(rows, make_encoder):

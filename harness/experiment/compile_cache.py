@@ -1,0 +1,37 @@
+"""Keeps what torch.compile makes on disk, for the next run and for the other trials of a sweep.
+
+Inductor names an entry after the graph, its own version and settings, the device and its driver; Triton after source,
+version and device. So one folder serves every run, and an entry that does not fit is not found rather than wrong. The
+folder is named after torch and Python, for old ones to be deleted: `<data.cache_dir>/compile/torch-2.11.0-py312`.
+"""
+
+import importlib.metadata
+import os
+import sys
+from pathlib import Path
+
+
+def keep_compiled(cache_dir: str | None) -> None:
+    """Points Inductor and Triton at a folder of the cache, through the environment, which further ranks inherit.
+
+    Call before torch is imported, which reads some of it then. What the user has set stays.
+
+    Args:
+        cache_dir: `data.cache_dir`; null changes nothing, so that torch keeps its own folder of temporary files.
+    """
+    if cache_dir is None:
+        return
+    for name, value in settings(Path(cache_dir)).items():
+        os.environ.setdefault(name, value)
+
+
+def settings(cache_dir: Path) -> dict[str, str]:
+    """Returns the environment variables that `keep_compiled` sets where they are not set."""
+    version = f"torch-{importlib.metadata.version('torch')}-py{sys.version_info.major}{sys.version_info.minor}"
+    folder = (cache_dir / "compile" / version).resolve()
+    return {
+        "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
+        "TRITON_CACHE_DIR": str(folder / "triton"),
+        "TORCHINDUCTOR_FX_GRAPH_CACHE": "1",
+        "TORCHINDUCTOR_AUTOGRAD_CACHE": "1",
+    }
