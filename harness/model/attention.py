@@ -60,7 +60,8 @@ def pick_attention(wanted: Attention, dtype: torch.dtype) -> str:
         UserError: The kernel is not available, or does not take the type of the weights.
     """
     check_available(wanted)
-    reason = None if dtype in (torch.bfloat16, torch.float16) else f"takes weights of 16 bits, and these are {dtype}"
+    fits = dtype in (torch.bfloat16, torch.float16) or not torch.cuda.is_available()
+    reason = None if fits else f"takes weights of 16 bits, and these are {dtype}"
     if wanted is Attention.varlen and reason:
         raise reject("model.attention", wanted.name, f"{reason}; set model.dtype=bfloat16, or use sdpa")
     if wanted is not Attention.auto:
@@ -119,9 +120,9 @@ def _attend(
 
 
 def _no_varlen() -> str | None:
-    """Returns why this machine can not run varlen, or None."""
+    """Returns why this machine can not run varlen, or None: the CPU has an implementation of its own."""
     if not torch.cuda.is_available():
-        return "needs a GPU"
+        return None
     if not torch.backends.cuda.is_flash_attention_available():
         return "needs a torch that was built with FlashAttention"
     if torch.cuda.get_device_capability() < _OLDEST:
