@@ -2,7 +2,7 @@
 
 import logging
 import math
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,12 @@ from harness.trainer.callback import BetweenSteps
 from harness.trainer.checkpoint import Checkpointer
 from harness.trainer.evaluate import Evaluator, drop_after
 from harness.trainer.gradient_check import check_reachable
+from harness.trainer.host_sync import sync_counter
 from harness.trainer.module import TrainingModule
+from harness.trainer.peak import peaks
 from harness.trainer.recorder import DivergedError, Recorder
 from harness.trainer.standard import pick_accelerator
+from harness.trainer.step_profile import StepProfile
 from harness.tuner.new_tokens import settle
 from harness.tuner.outlook import Outlook
 from harness.tuner.tuned import Tuned
@@ -62,7 +65,7 @@ def train(folder: RunFolder, config: RunConfig, started: float) -> dict[str, Any
     """
     rank = local_rank()
     setup_logging(folder.path, rank)
-    pick_accelerator(config.trainer)
+    syncs = sync_counter(config.trainer.debug_syncs, pick_accelerator(config.trainer))
     lightning.seed_everything(config.seed, verbose=False)
     checkpointer = Checkpointer(folder.checkpoints, config.trainer.keep_checkpoints)
     processor = load_processor(config.model)
@@ -83,11 +86,17 @@ def train(folder: RunFolder, config: RunConfig, started: float) -> dict[str, Any
             write_json(folder.path / "environment.json", environment(data.fingerprint))
         precision = checked_precision(config.memory, tuned.base, config.trainer)
         recorder.skips_overflow = precision == "fp16"
+        module.meter.syncs = syncs
+        module.meter.peaks = peaks(_device(config), precision, config.trainer.measure_peak)
         evaluator = _evaluator(folder, config, data, processor)
         between = BetweenSteps(config.trainer, folder, data, recorder, evaluator, checkpointer, progression)
         skips = config.optim.skips_parameters
-        trainer = build("trainer", config.trainer, data.total_steps, precision, [between], skips)
-        fit(trainer, module, data, checkpointer)
+        profiled = (
+            [StepProfile(span[0], span[1], folder.path / "profile")] if (span := config.trainer.profile_steps) else []
+        )
+        trainer = build("trainer", config.trainer, data.total_steps, precision, [*profiled, between], skips)
+        with nullcontext() if syncs is None else syncs.counting():
+            fit(trainer, module, data, checkpointer)
     if not trainer.is_global_zero:
         return {}
     if config.trainer.load_best:
@@ -105,13 +114,18 @@ def train(folder: RunFolder, config: RunConfig, started: float) -> dict[str, Any
 def _tuned(config: RunConfig, data: DataModule, folder: RunFolder) -> Tuned:
     """Loads the base model and makes it trainable, after the policy and within what the data reaches."""
     loaded = build("model", config.model)
-    device = torch.device("cuda", local_rank()) if pick_accelerator(config.trainer) == "gpu" else torch.device("cpu")
-    outlook = Outlook(data.total_steps, data.calibration_batches, device, folder.checkpoints / "start.safetensors")
+    outlook = Outlook(
+        data.total_steps, data.calibration_batches, _device(config), folder.checkpoints / "start.safetensors"
+    )
     tuned = build("tuner", config.tuner, loaded, build("freeze", config.freeze, loaded.model), outlook)
     settle(tuned, loaded.new_tokens, config.model.train_new_tokens)
     check_reachable(tuned.model, data.shows_something)
     build("memory", config.memory, tuned.base)
     return tuned
+
+
+def _device(config: RunConfig) -> torch.device:
+    return torch.device("cuda", local_rank()) if pick_accelerator(config.trainer) == "gpu" else torch.device("cpu")
 
 
 def _total_steps(config: RunConfig, data: DataModule) -> int:
