@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo test test-slow lint style check-conf bench clean
+.PHONY: help setup demo test test-slow lint style check-conf bench bench-cpu clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -40,10 +40,13 @@ style: $(INSTALLED) ## Format and fix what can be fixed by itself
 check-conf: $(INSTALLED) ## Compose and validate every shipped config
 	$(BIN)/python -m pytest tests/test_conf.py
 
-bench: $(INSTALLED) ## Measure steps of a Qwen3-VL-4B with random weights (needs a GPU)
-	$(BIN)/python benchmarks/random_checkpoint.py --shape 4b --out outputs/random_4b
-	$(BIN)/python benchmarks/caption_workload.py --out outputs/captions
-	$(BIN)/python -m harness experiment=bench_4b
+bench: $(INSTALLED) ## Measure the workloads of benchmarks/bench.yaml and write docs/performance.md (needs a GPU)
+	$(BIN)/python benchmarks/bench.py run
+	$(BIN)/python benchmarks/bench.py render
+
+bench-cpu: $(INSTALLED) ## Compare a step of the tiny model with stock transformers + PEFT, and write docs/performance.md
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/cpu_bench.py --out docs/results/performance_cpu.json
+	$(BIN)/python benchmarks/bench.py render
 
 clean: ## Remove .venv and caches; run folders stay
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache

@@ -1,8 +1,9 @@
 """Makes the image-caption workload of the speed figures: real JPEGs, about 450 visual and 240 supervised tokens a row.
 
     python benchmarks/caption_workload.py --rows 512 --out outputs/captions
+    python benchmarks/caption_workload.py --rows 48 --turns 42 --out outputs/captions_long
 
-Image sizes are drawn so that a row has 716 tokens on average with the tiny model's tokenizer. Fixed seed.
+Image sizes are drawn so that a turn has 716 tokens on average with the tiny model's tokenizer. Fixed seed.
 """
 
 import argparse
@@ -39,6 +40,7 @@ def main() -> None:
     """Writes `train.jsonl` and `images/`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=512)
+    parser.add_argument("--turns", type=int, default=1, help="images and captions of a row")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     (arguments.out / "images").mkdir(parents=True, exist_ok=True)
@@ -46,14 +48,15 @@ def main() -> None:
     pixels, text = np.random.default_rng(0), random.Random(0)
     with open(arguments.out / "train.jsonl", "w", encoding="utf-8") as file:
         for row in range(arguments.rows):
-            width, height = (int(32 * round(side / 32)) for side in pixels.uniform(448, 904, 2))
-            picture(pixels, width, height).save(arguments.out / f"images/{row}.jpg", quality=90)
-            answer = caption(text, tokenizer, text.randint(160, 320))
-            turns = [
-                {"role": "user", "content": "<image>Describe the image."},
-                {"role": "assistant", "content": answer},
-            ]
-            file.write(json.dumps({"messages": turns, "images": [f"images/{row}.jpg"]}) + "\n")
+            turns, images = [], []
+            for number in range(row * arguments.turns, (row + 1) * arguments.turns):
+                width, height = (int(32 * round(side / 32)) for side in pixels.uniform(448, 904, 2))
+                images.append(f"images/{number}.jpg")
+                picture(pixels, width, height).save(arguments.out / images[-1], quality=90)
+                answer = caption(text, tokenizer, text.randint(160, 320))
+                turns.append({"role": "user", "content": "<image>Describe the image."})
+                turns.append({"role": "assistant", "content": answer})
+            file.write(json.dumps({"messages": turns, "images": images}) + "\n")
 
 
 if __name__ == "__main__":

@@ -15,9 +15,6 @@ import argparse
 import hashlib
 import json
 import os
-import shutil
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +23,7 @@ from threading import Lock
 from typing import Any
 
 import yaml
+from process import run_harness
 from tuner_tables import render
 
 ROOT = Path(__file__).parent.parent
@@ -103,18 +101,9 @@ class Book:
 
 def measure(run: Run, folder: Path) -> dict[str, Any]:
     """Runs one trial, or goes on with it, and returns its entry."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    command = ["timeout", str(LIMIT_S), sys.executable, "-m", "harness", *run.overrides, f"hydra.run.dir={folder}", "trainer.resume=auto"]
-    log = folder.with_suffix(".log")
-    with open(log, "w", encoding="utf-8") as output:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=environment(run))
-        _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    summary = read_json(folder / "summary.json")
-    last = (log.read_text(encoding="utf-8").strip().splitlines() or ["no output"])[-1]
-    failed = process.returncode != 0
-    # A whole model of 4B takes 9 GB of disk, and no figure comes from it.
-    shutil.rmtree(folder / "model", ignore_errors=True)
+    # On digits one CPU thread, for the tiny model gains nothing from more.
+    threads = {"OMP_NUM_THREADS": "1"} if run.table == "digits" else {}
+    outcome = run_harness([*run.overrides, "trainer.resume=auto"], folder, LIMIT_S, threads)
     return {
         "key": run.key,
         "table": run.table,
@@ -123,26 +112,15 @@ def measure(run: Run, folder: Path) -> dict[str, Any]:
         "lr": run.lr,
         "seed": run.seed,
         "overrides": list(run.overrides),
-        "status": summary.get("status", "failed") if failed else "completed",
-        "error": (summary.get("error") or last) if failed else None,
-        "peak_rss_gib": usage.ru_maxrss / 2**20,
-        "cpu_time_s": usage.ru_utime + usage.ru_stime,
-        "device": read_json(folder / "environment.json").get("device", {}).get("name"),
+        "status": outcome.status,
+        "error": outcome.error,
+        "peak_rss_gib": outcome.usage.ru_maxrss / 2**20,
+        "cpu_time_s": outcome.usage.ru_utime + outcome.usage.ru_stime,
+        "device": outcome.environment.get("device", {}).get("name"),
     } | {
-        key: summary.get(key)
+        key: outcome.summary.get(key)
         for key in ("val", "trainable_parameters", "tokens_per_s", "wall_time_s", "peak_allocated_gib")
     }
-
-
-def environment(run: Run) -> dict[str, str]:
-    """Returns the environment of a run: on digits one CPU thread, for the tiny model gains nothing from more."""
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return os.environ | {"PYTHONPATH": path} | ({"OMP_NUM_THREADS": "1"} if run.table == "digits" else {})
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Returns a file's content, or nothing where there is no file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def digits_runs(name: str, phase: str, lrs: list[float], seeds: tuple[int, ...]) -> list[Run]:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tables import card, failure, fill, markdown, read_json
+
 KEPT = (
     *("key", "table", "method", "phase", "lr", "seed", "overrides", "status", "error", "val", "trainable_parameters"),
     *("tokens_per_s", "wall_time_s", "peak_allocated_gib", "peak_rss_gib", "cpu_time_s", "device"),
@@ -31,17 +33,7 @@ def render(results: Sequence[Path], table: dict[str, Any], docs: Path) -> None:
         "optimizers": optimizers(table["optimizers"], entries["optimizers"]),
         "digits": digits(table, entries["digits"]),
     }
-    page = docs / "tuners.md"
-    text = page.read_text(encoding="utf-8")
-    for name, content in parts.items():
-        text, found = re.subn(
-            rf"(<!-- {name} -->\n).*?(<!-- end -->)",
-            lambda match, new=content: match[1] + new + match[2],
-            text,
-            flags=re.S,
-        )
-        assert found == 1, f"{page} has no place for {name}"
-    page.write_text(text, encoding="utf-8")
+    fill(docs / "tuners.md", parts)
 
 
 def store(results: Sequence[Path], folder: Path) -> None:
@@ -58,7 +50,7 @@ def store(results: Sequence[Path], folder: Path) -> None:
 
 def load(path: Path) -> list[Entry]:
     """Returns the entries of a file, none where there is no file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    return list(read_json(path, []))
 
 
 def methods(table: dict[str, Any], measured: list[Entry], group: str) -> str:
@@ -86,15 +78,10 @@ def speed(entry: Entry | None) -> list[str]:
     if entry is None:
         return ["not measured", "", "", ""]
     if entry["status"] != "completed":
-        return [f"{entry['status']}: {str(entry['error']).splitlines()[0][:80]}".replace("|", "/"), "", "", ""]
+        return [failure(entry), "", "", ""]
     memory = entry["peak_allocated_gib"]
     shown = "" if memory is None else f"{memory:.1f}"
     return [f"{entry['trainable_parameters']:,}", f"{entry['tokens_per_s']:,.0f}", shown, card(entry["device"])]
-
-
-def card(device: str) -> str:
-    """Returns the model of a GPU out of its full name: figures of different cards are not to be compared."""
-    return device.removeprefix("NVIDIA ").split(" ")[0]
 
 
 def digits(table: dict[str, Any], entries: list[Entry]) -> str:
@@ -157,9 +144,3 @@ def machines(entries: Iterable[Entry]) -> str:
     """Says on what the figures were measured."""
     names = sorted({str(entry["device"]) for entry in entries if entry["status"] == "completed"})
     return f"\nMeasured on {', '.join(names)}.\n" if names else ""
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """Renders a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -51,6 +51,10 @@ class Batch:
     """K."""
     num_visual: int
     """V: image and video tokens."""
+    num_pairs: int = 0
+    """Pairs of a token and one that it may see: the sum of L (L + 1) / 2 over samples of L tokens."""
+    num_frame_pairs: int = 0
+    """The same in the ViT: the sum of P^2 over images and frames of P patches."""
     origins: list[str] = field(default_factory=list)
     """Row of each sample: `file.jsonl:12`."""
     skipped: list[tuple[str, str, str]] = field(default_factory=list)

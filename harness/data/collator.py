@@ -182,9 +182,16 @@ def _batch(rows: _Rows, mask_BS: np.ndarray | None, loaded: Sequence[LoadedSampl
         num_tokens=sum(len(sample.ids) for sample in samples),
         num_supervised=sum(sample.num_supervised for sample in samples),
         num_visual=sum(sample.num_visual for sample in samples),
+        num_pairs=sum(len(sample.ids) * (len(sample.ids) + 1) // 2 for sample in samples),
+        num_frame_pairs=sum(int(t) * int(h * w) ** 2 for item in loaded for t, h, w in _seen_grids(item)),
         origins=[sample.origin for sample in samples],
         channels=torch.from_numpy(channels_K) if channels_K.any() else None,
     )
+
+
+def _seen_grids(item: LoadedSample) -> np.ndarray:
+    """Returns (N, 3) of the images and videos whose pixels go into the batch."""
+    return item.sample.grids[:0] if item.pixel_values is None else item.sample.grids
 
 
 def _joined(parts: list[np.ndarray], dtype: type) -> np.ndarray:

@@ -40,6 +40,7 @@ def write_success(
     """
     meter, named = module.meter, dict(module.model.named_parameters())
     steady = meter.steady if meter.steady.steps else meter.total
+    use = steady.use(meter.peaks)
     world_size = config.trainer.devices
     first_step = progression.first_step_at or time.time()
     content = _common(folder, config, "completed", startup.started) | {
@@ -52,7 +53,13 @@ def write_success(
         "trainable_parameters": sum(named[name].numel() for name in module.trainable_names),
         "total_parameters": sum(p.numel() for p in named.values()),
         "tokens_per_s": steady.rates(world_size)["perf/tokens_per_s"],
-        "mfu": None,
+        "step_time_s": steady.rates(world_size)["perf/step_time_s"],
+        "data_wait_fraction": steady.rates(world_size)["perf/data_wait_fraction"],
+        "mfu": use.get("perf/mfu"),
+        "hfu": use.get("perf/hfu"),
+        "mfu_of_measured_peak": use.get("perf/mfu_of_measured_peak"),
+        "model_tflop_per_s": use["perf/model_tflop_per_s"],
+        "measured_peak_tflop_per_s": meter.peaks.measured,
         "peak_allocated_gib": progression.memory.get("memory/peak_allocated_gib"),
         "startup_time_s": first_step - startup.started,
         "startup": startup.seconds(first_step),

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,12 @@ from harness.trainer.callback import BetweenSteps
 from harness.trainer.checkpoint import Checkpointer
 from harness.trainer.evaluate import Evaluator, drop_after
 from harness.trainer.gradient_check import check_reachable
+from harness.trainer.host_sync import sync_counter
 from harness.trainer.module import TrainingModule
+from harness.trainer.peak import peaks
 from harness.trainer.recorder import DivergedError, Recorder
 from harness.trainer.standard import training_device
+from harness.trainer.step_profile import StepProfile
 from harness.tuner.new_tokens import settle
 from harness.tuner.outlook import Outlook
 from harness.tuner.tuned import Tuned
@@ -71,6 +74,7 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
     if device.type == "cuda" and config.trainer.devices > 1:
         # What pins batches takes the current one, and would make a context on the first GPU for every rank.
         torch.cuda.set_device(device)
+    syncs = sync_counter(config.trainer.debug_syncs, "gpu" if device.type == "cuda" else "cpu")
     lightning.seed_everything(config.seed, verbose=False)
     checkpointer = Checkpointer(folder.checkpoints, config.trainer.keep_checkpoints)
     processor = load_processor(config.model)
@@ -104,12 +108,18 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
             write_json(folder.path / "environment.json", environment(data.fingerprint))
         precision = checked_precision(config.memory, tuned.base, config.trainer)
         recorder.skips_overflow = precision == "fp16"
+        module.meter.syncs = syncs
+        module.meter.peaks = peaks(device, precision, config.trainer.measure_peak)
         evaluator = _evaluator(folder, config, data, processor)
         between = BetweenSteps(config.trainer, folder, data, recorder, evaluator, checkpointer, progression)
         skips = config.optim.skips_parameters
-        trainer = build("trainer", config.trainer, data.total_steps, precision, [between], skips)
+        profiled = (
+            [StepProfile(span[0], span[1], folder.path / "profile")] if (span := config.trainer.profile_steps) else []
+        )
+        trainer = build("trainer", config.trainer, data.total_steps, precision, [*profiled, between], skips)
         startup.end(Phase.trainer)
-        fit(trainer, module, data, checkpointer)
+        with nullcontext() if syncs is None else syncs.counting():
+            fit(trainer, module, data, checkpointer)
     if not trainer.is_global_zero:
         return {}
     if config.trainer.load_best:

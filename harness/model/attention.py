@@ -17,7 +17,7 @@ from transformers.masking_utils import sdpa_mask
 
 from harness.errors import UserError, reject
 from harness.model.qwen3_vl import Attention
-from harness.model.varlen import varlen_attention
+from harness.model.varlen import Kernel, use_kernel, varlen_attention
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +60,9 @@ def pick_attention(wanted: Attention, dtype: torch.dtype) -> str:
         UserError: The kernel is not available, or does not take the type of the weights.
     """
     check_available(wanted)
-    reason = None if dtype in (torch.bfloat16, torch.float16) else f"takes weights of 16 bits, and these are {dtype}"
-    if wanted is Attention.varlen and reason:
+    fits = dtype in (torch.bfloat16, torch.float16) or not torch.cuda.is_available()
+    reason = None if fits else f"takes weights of 16 bits, and these are {dtype}"
+    if wanted in (Attention.varlen, Attention.flash_attention_4) and reason:
         raise reject("model.attention", wanted.name, f"{reason}; set model.dtype=bfloat16, or use sdpa")
     if wanted is not Attention.auto:
         return wanted.name
@@ -71,8 +72,14 @@ def pick_attention(wanted: Attention, dtype: torch.dtype) -> str:
     return picked.name
 
 
-def use_varlen(model: PreTrainedModel) -> None:
-    """Makes both towers of a model run varlen, in place: the text with samples apart, the ViT with frames apart."""
+def use_varlen(model: PreTrainedModel, kernel: Kernel = Kernel.torch) -> None:
+    """Makes both towers of a model run varlen, in place: the text with samples apart, the ViT with frames apart.
+
+    Args:
+        model: The Qwen3-VL.
+        kernel: Whose kernels run on a GPU, in all models of this process.
+    """
+    use_kernel(kernel)
     for name in (_TEXT, _VISION):
         AttentionInterface.register(name, _attend)
     AttentionMaskInterface.register(_TEXT, sdpa_mask)
@@ -129,9 +136,9 @@ def _attend(
 
 
 def _no_varlen() -> str | None:
-    """Returns why this machine can not run varlen, or None."""
+    """Returns why this machine can not run varlen, or None: the CPU has an implementation of its own."""
     if not torch.cuda.is_available():
-        return "needs a GPU"
+        return None
     if not torch.backends.cuda.is_flash_attention_available():
         return "needs a torch that was built with FlashAttention"
     if torch.cuda.get_device_capability() < _OLDEST:

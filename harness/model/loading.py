@@ -22,9 +22,13 @@ from harness.model.patch_embed import make_linear
 from harness.model.processor import load_tokenizer
 from harness.model.qwen3_vl import Attention, Dtype, InitStrategy, Qwen3VLConfig
 from harness.model.rope_scaling import forget_longer_batches, parse, scale
+from harness.model.varlen import Kernel
 from harness.model.weights import Weights, begin
 
 _CLASSES = {"qwen3_vl": "Qwen3VLForConditionalGeneration", "qwen3_vl_moe": "Qwen3VLMoeForConditionalGeneration"}
+
+_KERNELS = {Attention.varlen.name: Kernel.torch, Attention.flash_attention_4.name: Kernel.cute}
+"""What runs under this package's own operators; the other packages run under transformers' interface."""
 
 
 @dataclass(slots=True)
@@ -57,7 +61,7 @@ def load(config: Qwen3VLConfig, device: torch.device = _CPU, weights: Weights | 
         raise reject("model.revision", config.revision, f"{path} is a folder, which has no revisions")
     check_available(config.attention)
     # varlen depends on the type of the weights, which the checkpoint knows.
-    later = config.attention in (Attention.auto, Attention.varlen)
+    later = config.attention in (Attention.auto, Attention.varlen, Attention.flash_attention_4)
     kind = _checkpoint_config(config, path)
     model, info = _from_pretrained(
         getattr(transformers, _CLASSES[kind.model_type]),
@@ -71,8 +75,9 @@ def load(config: Qwen3VLConfig, device: torch.device = _CPU, weights: Weights | 
         trust_remote_code=False,
     )
     new_tokens = _initialise(model, config, path, info)
-    if pick_attention(config.attention, model.dtype) == Attention.varlen.name:
-        use_varlen(model)
+    picked = pick_attention(config.attention, model.dtype)
+    if picked in _KERNELS:
+        use_varlen(model, _KERNELS[picked])
     forget_longer_batches(model)
     model.requires_grad_(False)
     make_linear(model.model.visual)

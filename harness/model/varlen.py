@@ -2,19 +2,18 @@
 
 `torch.nn.attention.varlen` wraps the same two ATen operators, but its arguments change from one torch version to the
 next; the part of the operators used here is the same from 2.11 to 2.13. They are wrapped as custom operators, which
-`torch.compile` takes into its graph whole. On the CPU a plain implementation of the same formulas takes their place.
+`torch.compile` takes into its graph whole. What runs on the CPU is `varlen_cpu`.
 
-Shapes: T tokens of all samples, C samples, H query heads, G key and value heads (a divisor of H), D width of a head;
-Q queries and N keys of one sample.
+Shapes: T tokens of all samples, C samples, H query heads, G key and value heads (a divisor of H), D width of a head.
 """
 
-from collections.abc import Iterator
 from enum import Enum
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from harness.model import varlen_cpu, varlen_cute
 
 
 class Kernel(Enum):
@@ -64,10 +63,10 @@ def varlen_attention(
 def _forward(
     q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, cu_seqlens: Tensor, max_seqlen: Tensor, scale: float, causal: bool
 ) -> tuple[Tensor, Tensor]:
-    """Returns the result (T, H, D) and the log of the softmax's denominators, (H, T) float32."""
+    """Returns the result (T, H, D) and the log of the softmax's denominators, (H, T) in float32 at least."""
     longest = int(max_seqlen)
     if _kernel is Kernel.cute:
-        return _cute_forward(q_THD, k_TGD, v_TGD, cu_seqlens, longest, scale, causal)
+        return varlen_cute.forward(q_THD, k_TGD, v_TGD, cu_seqlens, longest, scale, causal)
     out_THD, lse_HT, *_ = torch.ops.aten._flash_attention_forward(
         q_THD, k_TGD, v_TGD, cu_seqlens, cu_seqlens, longest, longest, 0.0, causal, False, scale=scale
     )
@@ -90,7 +89,7 @@ def _backward(
     """Returns the gradients of queries, keys and values."""
     longest = int(max_seqlen)
     if _kernel is Kernel.cute:
-        return _cute_backward(grad_THD, q_THD, k_TGD, v_TGD, out_THD, lse_HT, cu_seqlens, longest, scale, causal)
+        return varlen_cute.backward(grad_THD, q_THD, k_TGD, v_TGD, out_THD, lse_HT, cu_seqlens, longest, scale, causal)
     lengths = (cu_seqlens, cu_seqlens, longest, longest)
     # The state of the random numbers is read for dropout alone, and there is none.
     state = torch.zeros(2, dtype=torch.uint64, device=q_THD.device)
@@ -100,62 +99,12 @@ def _backward(
     )
 
 
-def _cute_forward(
-    q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, cu_seqlens: Tensor, longest: int, scale: float, causal: bool
-) -> tuple[Tensor, Tensor]:
-    from flash_attn.cute.interface import _flash_attn_fwd
-
-    out_THD, lse_HT, *_ = _flash_attn_fwd(
-        q_THD,
-        k_TGD,
-        v_TGD,
-        cu_seqlens_q=cu_seqlens,
-        cu_seqlens_k=cu_seqlens,
-        max_seqlen_q=longest,
-        max_seqlen_k=longest,
-        softmax_scale=scale,
-        causal=causal,
-        return_lse=True,
-    )
-    return out_THD, lse_HT
-
-
-def _cute_backward(
-    grad_THD: Tensor,
-    q_THD: Tensor,
-    k_TGD: Tensor,
-    v_TGD: Tensor,
-    out_THD: Tensor,
-    lse_HT: Tensor,
-    cu_seqlens: Tensor,
-    longest: int,
-    scale: float,
-    causal: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    from flash_attn.cute.interface import _flash_attn_bwd
-
-    grads = _flash_attn_bwd(
-        q_THD,
-        k_TGD,
-        v_TGD,
-        out_THD,
-        grad_THD.contiguous(),
-        lse_HT,
-        scale,
-        causal,
-        cu_seqlens_q=cu_seqlens,
-        cu_seqlens_k=cu_seqlens,
-        max_seqlen_q=longest,
-        max_seqlen_k=longest,
-    )
-    return grads[0], grads[1], grads[2]
-
-
 @_forward.register_fake
 def _forward_shapes(
     q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, cu_seqlens: Tensor, max_seqlen: Tensor, scale: float, causal: bool
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(q_THD), q_THD.new_empty((q_THD.shape[1], q_THD.shape[0]), dtype=torch.float32)
+    exact = torch.promote_types(q_THD.dtype, torch.float32)
+    return torch.empty_like(q_THD), q_THD.new_empty((q_THD.shape[1], q_THD.shape[0]), dtype=exact)
 
 
 @_backward.register_fake
@@ -182,14 +131,7 @@ _forward.register_autograd(_differentiate, setup_context=_save)
 def _forward_cpu(
     q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, cu_seqlens: Tensor, max_seqlen: Tensor, scale: float, causal: bool
 ) -> tuple[Tensor, Tensor]:
-    out_THD = torch.empty_like(q_THD)
-    lse_HT = q_THD.new_empty((q_THD.shape[1], q_THD.shape[0]), dtype=torch.float32)
-    for sample in _samples(cu_seqlens):
-        q_QHD, k_NHD, v_NHD = _one_sample(sample, q_THD, k_TGD, v_TGD)
-        scores_HQN = _scores(q_QHD, k_NHD, scale, causal)
-        out_THD[sample] = torch.einsum("hqn,nhd->qhd", scores_HQN.softmax(-1), v_NHD).to(q_THD.dtype)
-        lse_HT[:, sample] = scores_HQN.logsumexp(-1).float()
-    return out_THD, lse_HT
+    return varlen_cpu.forward(q_THD, k_TGD, v_TGD, cu_seqlens, scale, causal)
 
 
 @_backward.register_kernel("cpu")
@@ -205,38 +147,4 @@ def _backward_cpu(
     scale: float,
     causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grads = torch.empty_like(q_THD), torch.empty_like(k_TGD), torch.empty_like(v_TGD)
-    for sample in _samples(cu_seqlens):
-        q_QHD, k_NHD, v_NHD = _one_sample(sample, q_THD, k_TGD, v_TGD)
-        grad_QHD, out_QHD = grad_THD[sample].to(q_QHD.dtype), out_THD[sample].to(q_QHD.dtype)
-        weights_HQN = _scores(q_QHD, k_NHD, scale, causal).softmax(-1)
-        common_HQ1 = (grad_QHD * out_QHD).sum(-1).T.unsqueeze(-1)
-        scores_grad_HQN = scale * weights_HQN * (torch.einsum("qhd,nhd->hqn", grad_QHD, v_NHD) - common_HQ1)
-        grads[0][sample] = torch.einsum("hqn,nhd->qhd", scores_grad_HQN, k_NHD).to(q_THD.dtype)
-        for grad_TGD, weight_HQN, other_QHD in (
-            (grads[1], scores_grad_HQN, q_QHD),
-            (grads[2], weights_HQN, grad_QHD),
-        ):
-            grad_NHD = torch.einsum("hqn,qhd->nhd", weight_HQN, other_QHD)
-            grad_TGD[sample] = grad_NHD.unflatten(1, (k_TGD.shape[1], -1)).sum(2).to(k_TGD.dtype)
-    return grads
-
-
-def _samples(cu_seqlens: Tensor) -> Iterator[slice]:
-    return (slice(start, end) for start, end in pairwise(cu_seqlens.tolist()))
-
-
-def _one_sample(sample: slice, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the tensors of one sample, keys and values for each query head, in float32 at least."""
-    exact = torch.promote_types(q_THD.dtype, torch.float32)
-    repeats = q_THD.shape[1] // k_TGD.shape[1]
-    k_NHD, v_NHD = (tensor[sample].to(exact).repeat_interleave(repeats, dim=1) for tensor in (k_TGD, v_TGD))
-    return q_THD[sample].to(exact), k_NHD, v_NHD
-
-
-def _scores(q_QHD: Tensor, k_NHD: Tensor, scale: float, causal: bool) -> Tensor:
-    scores_HQN = torch.einsum("qhd,nhd->hqn", q_QHD, k_NHD) * scale
-    if causal:
-        later_QN = torch.ones(scores_HQN.shape[1:], dtype=torch.bool, device=scores_HQN.device).triu(1)
-        scores_HQN = scores_HQN.masked_fill(later_QN, -torch.inf)
-    return scores_HQN
+    return varlen_cpu.backward(grad_THD, q_THD, k_TGD, v_TGD, out_THD, lse_HT, cu_seqlens, scale, causal)

@@ -108,7 +108,8 @@ class BetweenSteps(lightning.Callback):
             return
         interval = pl_module.meter.end_interval(self.data.take_wait_seconds())
         self.progression.memory = peak_memory(pl_module.device)
-        self.progression.train_loss = self.recorder.flush(interval, self.progression.memory)
+        measured = self.progression.memory | pl_module.meter.metrics(interval)
+        self.progression.train_loss = self.recorder.flush(interval, measured)
         with pl_module.meter.paused():
             metrics = self._evaluate(trainer, pl_module, step) if validate else {}
             if (monitor := self.progression.best.metric) in metrics:

@@ -1,14 +1,18 @@
-"""Counts tokens, samples and seconds, and gives them as rates with the unit in the name."""
+"""Counts tokens, samples, FLOPs and seconds, and gives them as rates with the unit in the name."""
 
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from harness.data.batch import Batch
+from harness.trainer.flops import Costs
+from harness.trainer.host_sync import SyncCounter
+from harness.trainer.peak import Peaks
 
 WARMUP_STEPS = 3
 """Optimiser steps left out of the steady-state rate: allocator, caches and compilation settle in them."""
@@ -25,6 +29,9 @@ class Totals:
     visual: int = 0
     seconds: float = 0.0
     wait_seconds: float = 0.0
+    needed_flops: float = 0.0
+    done_flops: float = 0.0
+    """With padding and recomputation; see `harness.trainer.flops`."""
 
     def add(self, other: "Totals") -> None:
         """Adds another span to this one, in place."""
@@ -45,18 +52,37 @@ class Totals:
             "perf/data_wait_fraction": min(self.wait_seconds / seconds, 1.0),
         }
 
+    def use(self, peaks: Peaks) -> dict[str, float]:
+        """Returns `perf/...` metrics of what of a device's products is made use of, by what is known of the device."""
+        needed, done = (flops / max(self.seconds, 1e-9) / 1e12 for flops in (self.needed_flops, self.done_flops))
+        metrics = {"perf/model_tflop_per_s": needed}
+        if peaks.sheet is not None:
+            metrics |= {"perf/mfu": needed / peaks.sheet, "perf/hfu": done / peaks.sheet}
+        if peaks.measured is not None:
+            metrics["perf/mfu_of_measured_peak"] = needed / peaks.measured
+        return metrics
+
 
 @dataclass(slots=True)
 class Meter:
     """Accumulates over micro-batches, steps and log intervals; counts are host integers, so nothing waits for a GPU."""
 
     total: Totals = field(default_factory=Totals)
-    """Since the start of this process."""
+    """Of the whole run, the attempts before this process included."""
     steady: Totals = field(default_factory=Totals)
-    """The same without the first WARMUP_STEPS steps."""
+    """The same of this process alone, without its first WARMUP_STEPS steps and without intervals with compilation."""
+    costs: Costs | None = None
+    """What a batch costs; None counts no FLOPs."""
+    peaks: Peaks = field(default_factory=Peaks)
+    syncs: SyncCounter | None = None
+    """Counts waits for the GPU in a debugging run."""
     step_has_images: bool = False
     """Whether the current optimiser step has seen an image so far."""
     _interval: Totals = field(default_factory=Totals)
+    _steps: int = 0
+    """Of this process."""
+    _graphs: int = 0
+    """Compiled at the end of the last interval."""
     _losses: list[Tensor] = field(default_factory=list)
     _clock: float = field(default_factory=time.perf_counter)
 
@@ -73,6 +99,10 @@ class Meter:
         self._interval.tokens += batch.num_tokens
         self._interval.supervised += batch.num_supervised
         self._interval.visual += batch.num_visual
+        if self.costs is not None:
+            needed, done = self.costs.of(batch)
+            self._interval.needed_flops += needed
+            self._interval.done_flops += done
 
     def end_step(self) -> Tensor:
         """Closes an optimiser step and returns its loss on this rank, still on the device."""
@@ -86,7 +116,8 @@ class Meter:
     def paused(self) -> Iterator[None]:
         """Leaves out what runs inside: validation, saving, start-up."""
         self._read_clock()
-        yield
+        with nullcontext() if self.syncs is None else self.syncs.paused():
+            yield
         self._clock = time.perf_counter()
 
     def end_interval(self, wait_seconds: float) -> Totals:
@@ -98,12 +129,25 @@ class Meter:
         self._read_clock()
         interval, self._interval = self._interval, Totals()
         interval.wait_seconds = wait_seconds
-        if self.total.steps >= WARMUP_STEPS:
+        graphs, before = _compiled_graphs(), self._graphs
+        if self._steps >= WARMUP_STEPS and graphs == before:
             self.steady.add(interval)
+        self._steps, self._graphs = self._steps + interval.steps, graphs
         self.total.add(interval)
         return interval
+
+    def metrics(self, interval: Totals) -> dict[str, float]:
+        """Returns `perf/...` metrics of an interval beside its rates: use of the device, waits for it."""
+        waits = {} if self.syncs is None else {"perf/host_syncs": self.syncs.take() / max(interval.steps, 1)}
+        return interval.use(self.peaks) | waits
 
     def _read_clock(self) -> None:
         now = time.perf_counter()
         self._interval.seconds += now - self._clock
         self._clock = now
+
+
+def _compiled_graphs() -> int:
+    """Returns how many graphs torch has compiled in this process, without importing the compiler."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return 0 if dynamo is None else dynamo.counters["stats"]["unique_graphs"]

@@ -25,6 +25,7 @@ from harness.optim.plateau import tell
 from harness.optim.schedule import build_schedule
 from harness.registry import build
 from harness.trainer.channel_loss import ChannelLoss
+from harness.trainer.flops import survey
 from harness.trainer.gradient_check import GradientCheck
 from harness.trainer.meter import Meter, Totals
 from harness.tuner.tuned import Tuned
@@ -49,7 +50,7 @@ class TrainingModule(lightning.LightningModule):
         self.config = config
         self.total_steps = total_steps
         self.lr = config.optim.lr or tuned.default_lr
-        self.meter = Meter()
+        self.meter = Meter(costs=survey(tuned.base))
         self.channel_loss = ChannelLoss(config.data.channels)
         self.grad_norm: Tensor | None = None
         self.learning_rates: dict[str, float] = {}
@@ -65,6 +66,8 @@ class TrainingModule(lightning.LightningModule):
         """Returns the micro-batch's share of the step's loss, scaled for Lightning's and DDP's averaging."""
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self._step_tokens = self._sum_over_ranks(batch.step_supervised)
+            if self.config.optim.skips_parameters:
+                self.meter.costs = survey(self.tuned.base)
         # Where the vision side trains, a step of text gives it zeros and not nothing, on one process as on several:
         # an optimiser skips a parameter without gradient, but decays and moves one with zeros.
         noise_alpha = self.config.trainer.neftune_alpha or 0.0

@@ -66,12 +66,12 @@ class Recorder:
         """Steps taken and not yet written."""
         return len(self._pending)
 
-    def flush(self, interval: Totals, peak_memory: dict[str, float]) -> float:
+    def flush(self, interval: Totals, metrics: dict[str, float]) -> float:
         """Writes the buffered steps but the last, whose row waits for `commit`. Called on every rank.
 
         Args:
             interval: What the buffered steps went through; its rates go into the last row.
-            peak_memory: `memory/...` metrics for the last row.
+            metrics: More of it for the last row: `memory/...` and `perf/...`.
 
         Returns:
             The loss of the last step.
@@ -87,7 +87,7 @@ class Recorder:
             row |= {"train/loss": loss, "train/grad_norm": norm}
             row |= channel_metrics("train/loss", self.channels, sums)
         *earlier, self._held = rows
-        self._held |= interval.rates(self.world_size) | peak_memory
+        self._held |= interval.rates(self.world_size) | metrics
         for row in earlier:
             self._write(row)
         for row in rows:

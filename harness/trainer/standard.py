@@ -70,6 +70,12 @@ class StandardConfig:
     """Export the best checkpoint's weights, not the last step's."""
     log_every_steps: int = 5
     """Optimiser steps between reads of the loss from the device. Each step still has its row in metrics.jsonl."""
+    measure_peak: bool = False
+    """Measure this machine's matrix products at the start, for a second, and give MFU against them as well."""
+    debug_syncs: bool = False
+    """Count how often a step makes the host wait for the GPU, and log where. Slows the run; for a GPU only."""
+    profile_steps: list[int] | None = None
+    """First and last optimiser step to profile, counted from 1: [5,8]. Writes profile/ into the run folder."""
     resume: str | None = None
     """Run folder to go on with, or auto: this run's own folder, if it holds a checkpoint."""
 
@@ -84,6 +90,8 @@ class StandardConfig:
             raise reject("trainer.max_epochs", self.max_epochs, "must be more than 0, and finite")
         if self.neftune_alpha is not None and not 0 < self.neftune_alpha < math.inf:
             raise reject("trainer.neftune_alpha", self.neftune_alpha, "must be more than 0, or null for no noise")
+        if (span := self.profile_steps) is not None and not (len(span) == 2 and 1 <= span[0] <= span[1]):
+            raise reject("trainer.profile_steps", span, "must be two steps, the first and the last, from 1: [5,8]")
         if not self.checkpoints:
             for key in ("load_best", "save_every_steps"):
                 if getattr(self, key):

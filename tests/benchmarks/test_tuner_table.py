@@ -26,6 +26,8 @@ def load(name):
     return module
 
 
+for shared in ("tables", "process"):
+    load(shared)
 tuner_tables = load("tuner_tables")
 tuner_table = load("tuner_table")
 

@@ -45,8 +45,12 @@ def test_auto_takes_varlen_for_16_bits_on_a_gpu(some_gpu, caplog):
     ]
 
 
-def test_auto_takes_sdpa_where_varlen_can_not_run(some_gpu, no_gpu):
-    assert pick_attention(Attention.auto, torch.bfloat16) == "sdpa"
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_auto_takes_varlen_on_the_cpu(no_gpu, dtype):
+    assert pick_attention(Attention.auto, dtype) == "varlen"
+
+
+def test_auto_takes_sdpa_where_varlen_can_not_run(some_gpu):
     some_gpu(capability=(7, 5))
     assert pick_attention(Attention.auto, torch.bfloat16) == "sdpa"
 
@@ -54,22 +58,21 @@ def test_auto_takes_sdpa_where_varlen_can_not_run(some_gpu, no_gpu):
 @pytest.mark.parametrize(
     ("machine", "dtype", "message"),
     [
-        (None, torch.bfloat16, r"model\.attention=varlen: needs a GPU; use sdpa"),
         ({"capability": (7, 5)}, torch.bfloat16, r"needs a GPU of compute capability 8\.0 or later; use sdpa"),
         ({"flash": False}, torch.bfloat16, "needs a torch that was built with FlashAttention; use sdpa"),
         ({}, torch.float32, r"takes weights of 16 bits, and these are torch\.float32; set model\.dtype=bfloat16"),
     ],
 )
-def test_varlen_is_refused_where_it_can_not_run(some_gpu, no_gpu, machine, dtype, message):
-    if machine is not None:
-        some_gpu(**machine)
+def test_varlen_is_refused_where_it_can_not_run(some_gpu, machine, dtype, message):
+    some_gpu(**machine)
     with pytest.raises(UserError, match=message):
         pick_attention(Attention.varlen, dtype)
 
 
-def test_a_cpu_run_with_varlen_is_refused_before_weights_are_read(make_config, no_gpu, monkeypatch):
+def test_an_old_gpu_with_varlen_is_refused_before_weights_are_read(make_config, some_gpu, monkeypatch):
+    some_gpu(capability=(7, 5))
     monkeypatch.setattr("harness.model.loading._from_pretrained", lambda *_, **__: pytest.fail("weights were read"))
-    with pytest.raises(UserError, match=r"model\.attention=varlen: needs a GPU"):
+    with pytest.raises(UserError, match=r"model\.attention=varlen: needs a GPU of compute capability"):
         load(make_config("model.attention=varlen").model)
 
 

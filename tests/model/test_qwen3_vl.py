@@ -63,7 +63,7 @@ def test_missing_attention_package_names_the_command(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"model\.attention=flash_attention_2: .*pip install"):
         pick_attention(Attention.flash_attention_2, torch.bfloat16)
-    assert pick_attention(Attention.auto, torch.float32) == "sdpa"
+    assert pick_attention(Attention.auto, torch.float32) == "varlen"
 
 
 def test_saved_processor_keeps_the_pixel_budget(tmp_path, make_config):
