@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import create_causal_mask
 
 from harness.model.attention import takes_cu_seqlens
+from harness.model.features import see
 
 if TYPE_CHECKING:
     from harness.data.batch import Batch
@@ -58,16 +59,22 @@ def supervised_hidden(
     features_FD, levels = _see(visual, batch)
     hidden_TD = _decode(language, batch, features_FD, levels, noise_alpha)
     hidden_KD = language.norm(hidden_TD.index_select(0, batch.target_index))
-    if always_see and batch.pixel_values is None:
+    if always_see and features_FD is None:
         hidden_KD = hidden_KD + 0.0 * _blank_image(visual)
     return hidden_KD
 
 
 def _see(visual: Any, batch: "Batch") -> tuple[Tensor | None, list[Tensor]]:
     """Returns what stands in the place of visual tokens, (F, D), and the levels of DeepStack, (F, D) each."""
-    if batch.pixel_values is None:
+    if batch.cached is not None:
+        return see(visual, batch, batch.cached, _run)
+    if batch.pixel_values is None or batch.grid_thw is None:
         return None, []
-    seen = visual(batch.pixel_values, grid_thw=batch.grid_thw)
+    return _run(visual, batch.pixel_values, batch.grid_thw)
+
+
+def _run(visual: Any, pixels_PD: Tensor, grid_N3: Tensor) -> tuple[Tensor, list[Tensor]]:
+    seen = visual(pixels_PD, grid_thw=grid_N3)
     return seen.pooler_output, seen.deepstack_features
 
 
