@@ -14,6 +14,7 @@ from harness.data.assemble import data_module
 from harness.data.datamodule import DataModule
 from harness.errors import reject
 from harness.experiment.environment import environment
+from harness.experiment.feature_cache import close_feature_cache, open_feature_cache
 from harness.experiment.folder import RunFolder, local_rank, write_json
 from harness.experiment.restore import (
     check_same_data,
@@ -84,6 +85,9 @@ def train(folder: RunFolder, config: RunConfig, started: float) -> dict[str, Any
         precision = checked_precision(config.memory, tuned.base, config.trainer)
         recorder.skips_overflow = precision == "fp16"
         evaluator = _evaluator(folder, config, data, processor)
+        cache = open_feature_cache(config, data, tuned, precision, _device(config), started)
+        if cache is not None:
+            stack.callback(close_feature_cache, cache, data, tuned)
         between = BetweenSteps(config.trainer, folder, data, recorder, evaluator, checkpointer, progression)
         skips = config.optim.skips_parameters
         trainer = build("trainer", config.trainer, data.total_steps, precision, [between], skips)
@@ -96,7 +100,8 @@ def train(folder: RunFolder, config: RunConfig, started: float) -> dict[str, Any
     processor.save(tuned.export(folder.path))
     plot_curves(folder.metrics, folder.path / "curves.png")
     accounts = {split: account.plain() for split, account in data.accounts.items()}
-    summary = write_success(folder, config, module, progression, accounts, started)
+    kept = None if cache is None else cache.summary()
+    summary = write_success(folder, config, module, progression, accounts, started, kept)
     finish(recorder.loggers, 0, {"best": summary["best"]["value"], "tokens_per_s": summary["tokens_per_s"]})
     print_result(summary)
     return summary
@@ -105,13 +110,18 @@ def train(folder: RunFolder, config: RunConfig, started: float) -> dict[str, Any
 def _tuned(config: RunConfig, data: DataModule, folder: RunFolder) -> Tuned:
     """Loads the base model and makes it trainable, after the policy and within what the data reaches."""
     loaded = build("model", config.model)
-    device = torch.device("cuda", local_rank()) if pick_accelerator(config.trainer) == "gpu" else torch.device("cpu")
-    outlook = Outlook(data.total_steps, data.calibration_batches, device, folder.checkpoints / "start.safetensors")
+    outlook = Outlook(
+        data.total_steps, data.calibration_batches, _device(config), folder.checkpoints / "start.safetensors"
+    )
     tuned = build("tuner", config.tuner, loaded, build("freeze", config.freeze, loaded.model), outlook)
     settle(tuned, loaded.new_tokens, config.model.train_new_tokens)
     check_reachable(tuned.model, data.shows_something)
     build("memory", config.memory, tuned.base)
     return tuned
+
+
+def _device(config: RunConfig) -> torch.device:
+    return torch.device("cuda", local_rank()) if pick_accelerator(config.trainer) == "gpu" else torch.device("cpu")
 
 
 def _total_steps(config: RunConfig, data: DataModule) -> int:
