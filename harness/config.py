@@ -26,6 +26,8 @@ VOLATILE = (
     "data.workers",
     "data.index_workers",
     "data.cache_dir",
+    "data.vit_cache.folder",
+    "data.vit_cache.max_gib",
 )
 """Keys that change neither the trained weights nor the metrics, and so are no part of a run's identity."""
 

@@ -15,7 +15,27 @@ from torch import Tensor
 if TYPE_CHECKING:
     from harness.model.vision import VisionIndex
 
-AnyBatch = TypeVar("AnyBatch", "Batch", "PromptBatch")
+AnyBatch = TypeVar("AnyBatch", "Batch", "PromptBatch", "Cached")
+
+
+@dataclass(slots=True)
+class Cached:
+    """What the cache of visual features gave to a batch: the tower runs on the rest, and its result is kept.
+
+    H cached visual tokens and M others, V = H + M; L levels (what stands in the place of a token, then those of
+    DeepStack), E values.
+    """
+
+    features: Tensor | None
+    """(H, L, E) in the tower's type, in the order of their tokens; None where nothing was found."""
+    order: Tensor | None
+    """(V,) int64: where each visual token stands in the M that are computed with the H behind; None without both."""
+    missed: list[tuple[str | None, int]]
+    """Key and visual tokens of each image and video that is computed; without a key it is not kept."""
+    num_hit: int
+    """H."""
+    num_damaged: int = 0
+    """Entries that were found damaged, and deleted."""
 
 
 @dataclass(slots=True)
@@ -31,9 +51,10 @@ class Batch:
     cu_seqlens: Tensor
     """(C + 1,) int32: where each sample begins in the flattened (B, S), and B * S; a run of padding counts as one."""
     pixel_values: Tensor | None
-    """(P, D) float32, images and videos in the order of their tokens; None where no sample has one."""
+    """(P, D) float32, what the vision tower is to run on: images and videos in the order of their tokens, but for those
+    in `cached`; None where there is nothing to run it on."""
     grid_thw: Tensor | None
-    """(N, 3) int64, in patches, of images and videos alike."""
+    """(N, 3) int64, in patches, of the images and videos in `pixel_values`."""
     visual_index: Tensor
     """(V,) int64: index into the flattened (B, S) of each visual token, in the order of the vision tower's output."""
     target_index: Tensor
@@ -64,6 +85,8 @@ class Batch:
     channels: Tensor | None = None
     """(K,) int64: which of `data.channels` each supervised token belongs to, counted from 1, 0 for none of them; None
     where no token belongs to one."""
+    cached: Cached | None = None
+    """None in a batch of text alone, and where no cache was asked."""
     step_supervised: int = 0
     """Supervised tokens of this rank in the whole optimiser step, all its micro-batches; set by the loader."""
 
@@ -112,4 +135,5 @@ def _map(batch: AnyBatch, change: Callable[[Tensor], Tensor]) -> AnyBatch:
     changed: dict[str, Any] = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
     if isinstance(batch, Batch) and batch.vision is not None:
         changed["vision"] = batch.vision.map(change)
+    changed |= {name: _map(value, change) for name, value in values.items() if isinstance(value, Cached)}
     return dataclasses.replace(batch, **changed)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from harness.data.batch import Batch, PromptBatch
+from harness.data.batch import Batch, Cached, PromptBatch
 from harness.data.media.video import VideoRef
 from harness.data.template.encoder import LoadedSample, PromptSample
 from harness.data.template.text import TextEncoder
@@ -162,7 +162,7 @@ def _lay_out(
 def _batch(rows: _Rows, mask_BS: np.ndarray | None, loaded: Sequence[LoadedSample]) -> Batch:
     samples = [item.sample for item in loaded]
     pixels = [item.pixel_values for item in loaded if item.pixel_values is not None]
-    grids_N3 = [sample.grids for sample in samples if len(sample.grids)]
+    grids_N3 = [grids for item in loaded if len(grids := _to_run(item))]
     weights_K = _joined(rows.weights, np.float32)
     channels_K = _joined(rows.channels, np.int64)
     cu_seqlens = np.array([*rows.starts, rows.input_ids_BS.size], dtype=np.int32)
@@ -183,15 +183,36 @@ def _batch(rows: _Rows, mask_BS: np.ndarray | None, loaded: Sequence[LoadedSampl
         num_supervised=sum(sample.num_supervised for sample in samples),
         num_visual=sum(sample.num_visual for sample in samples),
         num_pairs=sum(len(sample.ids) * (len(sample.ids) + 1) // 2 for sample in samples),
-        num_frame_pairs=sum(int(t) * int(h * w) ** 2 for item in loaded for t, h, w in _seen_grids(item)),
+        num_frame_pairs=sum(int(t) * int(h * w) ** 2 for item in loaded for t, h, w in _to_run(item)),
         origins=[sample.origin for sample in samples],
         channels=torch.from_numpy(channels_K) if channels_K.any() else None,
+        cached=_cached(loaded),
     )
 
 
-def _seen_grids(item: LoadedSample) -> np.ndarray:
-    """Returns (N, 3) of the images and videos whose pixels go into the batch."""
-    return item.sample.grids[:0] if item.pixel_values is None else item.sample.grids
+def _to_run(item: LoadedSample) -> np.ndarray:
+    """Returns the grids of a sample's images and videos whose features are not cached, (N, 3)."""
+    if item.found is None:
+        return item.sample.grids
+    return item.sample.grids[[found.features is None for found in item.found]]
+
+
+def _cached(loaded: Sequence[LoadedSample]) -> Cached | None:
+    """Joins what the cache has; None where it was not asked, or there is nothing to see."""
+    found = [one for item in loaded for one in item.found or ()]
+    if not found:
+        return None
+    hit_V = np.repeat([one.features is not None for one in found], [one.tokens for one in found])
+    num_hit = int(hit_V.sum())
+    order_V = np.where(hit_V, len(hit_V) - num_hit + np.cumsum(hit_V) - 1, np.cumsum(~hit_V) - 1)
+    parts = [one.features for one in found if one.features is not None]
+    return Cached(
+        features=torch.cat(parts) if parts else None,
+        order=torch.from_numpy(order_V) if 0 < num_hit < len(hit_V) else None,
+        missed=[(one.key, one.tokens) for one in found if one.features is None],
+        num_hit=num_hit,
+        num_damaged=sum(one.damaged for one in found),
+    )
 
 
 def _joined(parts: list[np.ndarray], dtype: type) -> np.ndarray:

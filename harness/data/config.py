@@ -109,6 +109,34 @@ class VideoConfig:
                 raise reject(f"data.video.{low}", below, f"is over data.video.{high}={above}")
 
 
+class CacheMode(Enum):
+    """Whether the frozen ViT's features are kept."""
+
+    auto = "auto"
+    always = "always"
+    never = "never"
+
+
+@dataclass(kw_only=True, slots=True)
+class VitCacheConfig:
+    """Features of a frozen ViT, kept for the next epoch, trial or process: neither decoded nor computed again."""
+
+    mode: CacheMode = CacheMode.auto
+    """auto keeps them where the ViT is frozen, rows come again in this run and all features fit max_gib, and logs why
+    or why not; always keeps them or refuses, which is for sweeps of one epoch; never runs the ViT each step."""
+    folder: str | None = None
+    """Folder of the features, for all runs together; null takes vit_features in data.cache_dir. One below /dev/shm is
+    memory alone."""
+    max_gib: float = 50.0
+    """GiB (2^30 bytes) that the folder may hold; what was used longest ago makes room, but nothing used in this run."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_gib < float("inf"):
+            raise reject("data.vit_cache.max_gib", self.max_gib, "give a number above 0")
+        if self.mode is CacheMode.never and self.folder is not None:
+            raise reject("data.vit_cache.folder", self.folder, "has no effect with data.vit_cache.mode=never")
+
+
 @dataclass(kw_only=True, slots=True)
 class GenerationConfig:
     """Validation by greedy generation: the share of answers that equal the reference exactly."""
@@ -174,6 +202,8 @@ class DataConfig:
     """Folder that keeps tokenised rows, downloads and compiled kernels for the next run; null keeps nothing."""
     channels: list[str] = field(default_factory=list)
     """Values of the rows' `channel` whose loss is logged apart, as train/loss/<channel> and val/loss/<channel>."""
+    vit_cache: VitCacheConfig = field(default_factory=VitCacheConfig)
+    """Features of a frozen ViT, kept instead of computed each step."""
     shuffle: bool = True
     """New order of the training rows each epoch, drawn from the run's seed; false keeps the order of the files."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from harness.data.account import Account
 from harness.data.batch import Batch, PromptBatch
 from harness.data.config import DataConfig, OnError
+from harness.data.features.lookup import Lookup
 from harness.data.index.build import build
 from harness.data.index.samples import SampleIndex, index
 from harness.data.layout import PADDED, training_layout
@@ -26,6 +27,9 @@ from harness.data.stream_plan import StreamPlan
 from harness.data.template.encoder import Encoder, PromptSample
 from harness.data.template.text import channel_key
 from harness.errors import UserError, reject
+
+if TYPE_CHECKING:
+    from harness.model.feature_cache import FeatureCache
 
 log = logging.getLogger(__name__)
 
@@ -66,12 +70,14 @@ class DataModule(L.LightningDataModule):
         """Hash of the rows and, once prepared, of the sizes of the media files that they name."""
         self.accounts: dict[str, Account] = {}
         """What became of the rows of each split."""
+        self.encoder = encoder
         self.train_samples: SampleIndex | None = None
         """None of a stream."""
         self.val_samples: SampleIndex | None = None
         self.prompts: list[PromptSample] = []
+        self.features: FeatureCache | None = None
+        """The cache of a frozen vision tower's features, which is there once the model is."""
         self._sources = sources
-        self._encoder = encoder
         self._config = config
         self._skip = config.on_error is OnError.skip
         self._seed = seed
@@ -149,7 +155,7 @@ class DataModule(L.LightningDataModule):
         else:
             plan = self._planned(rank, world_size, start)
         return StepLoader(
-            MakeBatch(self.train_samples, self._encoder, training_layout(self._config), self._skip),
+            MakeBatch(self.train_samples, self.encoder, training_layout(self._config), self._skip, self._lookup()),
             plan,
             accumulate=self._accumulate,
             num_batches=(self.total_steps - self.start_step) * self._accumulate,
@@ -192,7 +198,7 @@ class DataModule(L.LightningDataModule):
         fitting = order[lengths[order] <= (max_length or lengths.max())][: num_batches * batch_size].tolist()
         if not fitting:
             raise UserError(f"no training row has at most {max_length} tokens, and the tuner's start needs some")
-        make = MakeBatch(self.train_samples, self._encoder, PADDED, self._skip)
+        make = MakeBatch(self.train_samples, self.encoder, PADDED, self._skip)
         for start in range(0, len(fitting), batch_size):
             batch = make([fitting[start : start + batch_size]])
             batch.step_supervised = batch.num_supervised
@@ -205,7 +211,7 @@ class DataModule(L.LightningDataModule):
         """
         assert self.val_samples is not None
         plan = _plan(self.val_samples.lengths, self._val_batch_size, rank, world_size)
-        make = MakeBatch(self.val_samples, self._encoder, PADDED, self._skip)
+        make = MakeBatch(self.val_samples, self.encoder, PADDED, self._skip, self._lookup())
         leave_out = self._leave_out("val")
         for batch in load(make, ([rows] for rows in plan), self._config.workers):
             leave_out(batch.skipped)
@@ -215,17 +221,20 @@ class DataModule(L.LightningDataModule):
         """Yields this rank's share of the prompts, longest first; none unless generation is enabled."""
         lengths = np.array([len(prompt.sample.ids) for prompt in self.prompts], dtype=np.int64)
         plan = _plan(lengths, self._val_batch_size, rank, world_size)
-        made = load(MakePrompts(self.prompts, self._encoder, self._skip), plan, self._config.workers)
+        made = load(MakePrompts(self.prompts, self.encoder, self._skip), plan, self._config.workers)
         yield from (batch for batch in made if batch is not None)
+
+    def _lookup(self) -> Lookup | None:
+        return None if self.features is None else self.features.lookup
 
     def _index(self, split: str, rows: Rows) -> SampleIndex:
         account = self.accounts[split] = Account(len(rows))
         cache = None if self._config.cache_dir is None else Path(self._config.cache_dir) / "rows"
         workers, stop = self._config.index_workers, not self._skip
-        found = build(rows, self._encoder.text, what=split, key=self._key, cache=cache, workers=workers, stop=stop)
+        found = build(rows, self.encoder.text, what=split, key=self._key, cache=cache, workers=workers, stop=stop)
         sizes = np.ascontiguousarray(found.arrays.stamps[:, 0]).tobytes()
         self.fingerprint = hashlib.sha256(self.fingerprint.encode() + sizes).hexdigest()
-        samples = index(rows, found, self._encoder, account)
+        samples = index(rows, found, self.encoder, account)
         log.info("%s: %s", split, account.text())
         if not len(samples):
             left = ", ".join(filter(None, (account.skipped.text(), account.dropped.text())))
@@ -269,7 +278,7 @@ class DataModule(L.LightningDataModule):
         stream = self._sources.train
         assert isinstance(stream, RowStream)
         account = self.accounts["train"] = Account(0)
-        return StreamPlan(stream, self._encoder, self._config, self._skip, self._seed, self._batch_size, account)
+        return StreamPlan(stream, self.encoder, self._config, self._skip, self._seed, self._batch_size, account)
 
     def _prompts(self, samples: SampleIndex) -> list[PromptSample]:
         prompts: list[PromptSample] = []
@@ -277,7 +286,7 @@ class DataModule(L.LightningDataModule):
             if len(prompts) == self._config.generation.max_samples:
                 break
             try:
-                prompts.append(self._encoder.encode_prompt(samples.rows[number]))
+                prompts.append(self.encoder.encode_prompt(samples.rows[number]))
             except RowError:
                 if not self._skip:
                     raise

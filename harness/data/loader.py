@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from harness.data.batch import Batch, PromptBatch
 from harness.data.collator import collate_prompts
+from harness.data.features.lookup import Lookup
 from harness.data.index.samples import Samples
 from harness.data.layout import Layout
 from harness.data.row_error import RowError
@@ -34,6 +35,8 @@ class MakeBatch:
     layout: Layout
     skip: bool
     """Leave out a sample whose media can not be decoded, instead of ending the run."""
+    lookup: Lookup | None = None
+    """The cache of the vision tower's features; None decodes everything."""
 
     def __call__(self, units: Units) -> Batch:
         """Decodes what the samples show and lays them out.
@@ -48,7 +51,7 @@ class MakeBatch:
             for item in unit:
                 try:
                     sample: EncodedSample = item if self.samples is None else self.samples[int(item)]
-                    packs[-1].append(self.encoder.load(sample))
+                    packs[-1].append(self.encoder.load(sample, self.lookup))
                 except RowError as error:
                     if not self.skip:
                         raise

@@ -27,6 +27,7 @@ def write_success(
     progression: Progression,
     accounts: dict[str, Any],
     startup: Startup,
+    vit_cache: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes and returns the summary of a completed run.
 
@@ -37,6 +38,7 @@ def write_success(
         progression: Metrics gathered on the way.
         accounts: What became of the rows of each split.
         startup: What the start took.
+        vit_cache: What the cache of visual features did; None where there was none.
     """
     meter, named = module.meter, dict(module.model.named_parameters())
     steady = meter.steady if meter.steady.steps else meter.total
@@ -48,6 +50,7 @@ def write_success(
         "train_loss": progression.train_loss,
         "val": progression.val,
         "data": accounts,
+        "vit_cache": vit_cache,
         "baseline": progression.baseline,
         "best": asdict(progression.best),
         "trainable_parameters": sum(named[name].numel() for name in module.trainable_names),

@@ -14,6 +14,7 @@ from harness.data.assemble import data_module
 from harness.data.datamodule import DataModule
 from harness.errors import reject
 from harness.experiment.environment import environment
+from harness.experiment.feature_cache import close_feature_cache, may_keep_features, open_feature_cache
 from harness.experiment.folder import RunFolder, local_rank, write_json
 from harness.experiment.restore import (
     check_same_data,
@@ -91,7 +92,9 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
             # A process forked while a thread is at it would find a lock that nobody opens.
             torch.cuda.init()
         stack.callback(data.stop_workers)
-        data.start_workers(rank, _world(config))
+        # Workers that look for cached features have to know the tower first.
+        if not (cacheable := may_keep_features(config, data)):
+            data.start_workers(rank, _world(config))
         # Trackers and files open first: what is missing there shows before weights are loaded.
         recorder = (
             _recorder(folder, config, data, stack)
@@ -111,6 +114,11 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
         module.meter.syncs = syncs
         module.meter.peaks = peaks(device, precision, config.trainer.measure_peak)
         evaluator = _evaluator(folder, config, data, processor)
+        cache = open_feature_cache(config, data, tuned, precision, device, startup.started)
+        if cache is not None:
+            stack.callback(close_feature_cache, cache, data, tuned)
+        if cacheable:
+            data.start_workers(rank, _world(config))
         between = BetweenSteps(config.trainer, folder, data, recorder, evaluator, checkpointer, progression)
         skips = config.optim.skips_parameters
         profiled = (
@@ -128,7 +136,8 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
     processor.save(tuned.export(folder.path))
     plot_curves(folder.metrics, folder.path / "curves.png")
     accounts = {split: account.plain() for split, account in data.accounts.items()}
-    summary = write_success(folder, config, module, progression, accounts, startup)
+    kept = None if cache is None else cache.summary()
+    summary = write_success(folder, config, module, progression, accounts, startup, kept)
     finish(recorder.loggers, 0, {"best": summary["best"]["value"], "tokens_per_s": summary["tokens_per_s"]})
     print_result(summary)
     return summary

@@ -17,8 +17,9 @@ from transformers.masking_utils import create_causal_mask
 
 from harness.model.attention import max_length, takes_cu_seqlens
 from harness.model.block import call
+from harness.model.features import see
 from harness.model.loss import head_loss
-from harness.model.vision import see, vision_index
+from harness.model.vision import VisionIndex, run_tower, vision_index
 
 if TYPE_CHECKING:
     from harness.data.batch import Batch
@@ -71,22 +72,28 @@ def supervised_hidden(
     features_FD, levels = _see(visual, batch)
     hidden_TD = _decode(language, batch, features_FD, levels, noise_alpha)
     hidden_KD = language.norm(hidden_TD.index_select(0, batch.target_index))
-    if always_see and batch.pixel_values is None:
+    if always_see and features_FD is None:
         hidden_KD = hidden_KD + 0.0 * _blank_image(visual)
     return hidden_KD
 
 
 def _see(visual: Any, batch: "Batch") -> tuple[Tensor | None, list[Tensor]]:
     """Returns what stands in the place of visual tokens, (F, D), and the levels of DeepStack, (F, D) each."""
-    if batch.pixel_values is None:
+    if batch.cached is not None:
+        return see(visual, batch, batch.cached, _run)
+    if batch.pixel_values is None or batch.grid_thw is None:
         return None, []
-    index = batch.vision
+    return _run(visual, batch.pixel_values, batch.grid_thw, batch.vision)
+
+
+def _run(
+    visual: Any, pixels_PD: Tensor, grid_N3: Tensor, index: VisionIndex | None = None
+) -> tuple[Tensor, list[Tensor]]:
+    """Runs the tower; without an index, as of a batch that no loader made, this waits for the device to make one."""
     if index is None:
-        # A batch that no loader made. On a GPU this waits for it, which the loader's workers spare a training step.
-        assert batch.grid_thw is not None
-        index = vision_index(batch.grid_thw.cpu(), visual.num_grid_per_side, visual.spatial_merge_size)
-        index = index.map(lambda tensor: tensor.to(visual.patch_embed.proj.weight.device))
-    return see(visual, batch.pixel_values, index)
+        index = vision_index(grid_N3.cpu(), visual.num_grid_per_side, visual.spatial_merge_size)
+        index = index.map(lambda tensor: tensor.to(pixels_PD.device))
+    return run_tower(visual, pixels_PD, index)
 
 
 def _decode(
@@ -171,7 +178,7 @@ def _blank_image(visual: Any) -> Tensor:
     pixels_PD = torch.zeros(merge**2, values, device=weight.device, dtype=weight.dtype)
     index = vision_index(torch.tensor([[1, merge, merge]]), visual.num_grid_per_side, merge)
     index = index.map(lambda tensor: tensor.to(weight.device))
-    features_FD, levels = see(visual, pixels_PD, index)
+    features_FD, levels = run_tower(visual, pixels_PD, index)
     return features_FD.sum() + sum(level.sum() for level in levels)
 
 

@@ -63,7 +63,7 @@ def vision_index(grid_N3: Tensor, side: int, merge: int) -> VisionIndex:
     return VisionIndex(corners_P4, weights_P4, positions_P2, cu_seqlens, int(grid_N3[:, 1:].prod(1).max()))
 
 
-def see(visual: Any, pixels_PD: Tensor, index: VisionIndex) -> tuple[Tensor, list[Tensor]]:
+def run_tower(visual: Any, pixels_PD: Tensor, index: VisionIndex) -> tuple[Tensor, list[Tensor]]:
     """Returns the features (F, D) that stand for visual tokens, and those of each level of DeepStack, (F, D) each.
 
     Args:

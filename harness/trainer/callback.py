@@ -108,8 +108,8 @@ class BetweenSteps(lightning.Callback):
             return
         interval = pl_module.meter.end_interval(self.data.take_wait_seconds())
         self.progression.memory = peak_memory(pl_module.device)
-        measured = self.progression.memory | pl_module.meter.metrics(interval)
-        self.progression.train_loss = self.recorder.flush(interval, measured)
+        figures = self.progression.memory | pl_module.meter.metrics(interval) | self._cache_figures()
+        self.progression.train_loss = self.recorder.flush(interval, figures)
         with pl_module.meter.paused():
             metrics = self._evaluate(trainer, pl_module, step) if validate else {}
             if (monitor := self.progression.best.metric) in metrics:
@@ -131,7 +131,11 @@ class BetweenSteps(lightning.Callback):
     def _evaluate(self, trainer: lightning.Trainer, module: TrainingModule, step: int) -> dict[str, float]:
         assert self.evaluator is not None
         self.progression.val = self.evaluator.run(trainer, module, step)
+        self._cache_figures()  # those of validation are in the summary alone
         return self.progression.val
+
+    def _cache_figures(self) -> dict[str, float]:
+        return self.data.features.take() if self.data.features is not None else {}
 
     def _is_best(self, metrics: dict[str, float], step: int) -> bool:
         best = self.progression.best

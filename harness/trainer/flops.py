@@ -61,7 +61,8 @@ class Costs:
         """Returns the FLOPs that a batch needs, and those that are done for it."""
         seen = batch.pixel_values is not None
         patches = 0.0 if batch.pixel_values is None else float(batch.pixel_values.shape[0])
-        vision = {"patches": patches, "visual": float(batch.num_visual if seen else 0)}
+        hits = 0 if batch.cached is None else batch.cached.num_hit
+        vision = {"patches": patches, "visual": float(batch.num_visual - hits if seen else 0)}
         vision["frame_pairs"] = float(batch.num_frame_pairs if seen else 0)
         needed = Extent(batch.num_tokens, batch.num_supervised, pairs=batch.num_pairs, **vision)
         rows, length = batch.input_ids.shape

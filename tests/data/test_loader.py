@@ -79,7 +79,7 @@ def test_a_step_loader_has_no_length(samples, encoder):
 def test_wait_is_counted_once(samples, encoder, monkeypatch):
     loader = _loader(samples, encoder, num_batches=3)
     load_sample = encoder.load
-    monkeypatch.setattr(encoder, "load", lambda sample: (time.sleep(0.01), load_sample(sample))[1])
+    monkeypatch.setattr(encoder, "load", lambda *sample: (time.sleep(0.01), load_sample(*sample))[1])
     assert loader.take_wait_seconds() == 0
     list(loader)
     assert loader.take_wait_seconds() >= 0.06

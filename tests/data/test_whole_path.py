@@ -55,7 +55,7 @@ def loaded(media, make_config):
     config = make_config("data=jsonl", f"data.train={media / 'rows.jsonl'}", "data.cache_dir=null", "seed=1")
     module = data_module(config, load_processor(config.model))
     module.prepare()
-    encoder = module._encoder
+    encoder = module.encoder
     return [encoder.load(module.train_samples[number]) for number in range(len(ROWS))], encoder
 
 

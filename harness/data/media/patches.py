@@ -49,6 +49,11 @@ class PixelMaker:
         self._resample = Image.Resampling(int(image_processor.resample))
         self._scale_C, self._shift_C = _affine(image_processor)
 
+    def settings(self) -> list[Any]:
+        """Returns what the values of patches depend on besides picture and grid."""
+        sides = [self.patch_size, self.merge_size, self.temporal_patch_size]
+        return [*sides, self._resample.name, self._scale_C.tolist(), self._shift_C.tolist()]
+
     def image_grid(self, height: int, width: int, min_pixels: int | None = None, max_pixels: int | None = None) -> Grid:
         """Returns the patches that an image becomes.
 

@@ -3,6 +3,7 @@
 Shapes: S tokens, N supervised spans, M images and videos, P vision patches, D values a patch.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from harness.data.config import Truncation
+from harness.data.features.lookup import Found, Lookup
 from harness.data.media.image import ImageRef
 from harness.data.media.patches import PixelMaker
 from harness.data.media.video import VideoRef, VideoShape
@@ -72,7 +74,9 @@ class LoadedSample:
     position_ids: np.ndarray
     """(4, S) int64."""
     pixel_values: torch.Tensor | None
-    """(P, D) float32; None without images and videos."""
+    """(P, D) float32 of the images and videos whose features are not cached; None without any."""
+    found: tuple[Found, ...] | None = None
+    """What the cache has of each image and video; None where it was not asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,8 +235,12 @@ class Encoder:
             self.channels.get(found.channel, 0),
         )
 
-    def load(self, sample: EncodedSample) -> LoadedSample:
+    def load(self, sample: EncodedSample, lookup: Lookup | None = None) -> LoadedSample:
         """Adds position ids and pixels.
+
+        Args:
+            sample: What to load.
+            lookup: A cache of features; what it has is not decoded.
 
         Raises:
             RowError: An image or video is damaged, or its file changed since its header was read.
@@ -241,12 +249,21 @@ class Encoder:
         frames[:, 0] = 1
         visual_S = self.text.is_visual(sample.ids)
         positions = mrope.position_ids(visual_S, frames, self.pixels.merge_size)
-        return LoadedSample(sample, positions, self._patches(sample))
+        grids = [tuple(grid) for grid in sample.grids.tolist()]
+        found = None
+        if lookup is not None:
+            unit = self.pixels.merge_size**2
+            pairs = zip(sample.media, grids, strict=True)
+            found = tuple(lookup.find(ref, grid, math.prod(grid) // unit) for ref, grid in pairs)
+        return LoadedSample(sample, positions, self._patches(sample, grids, found), found)
 
-    def _patches(self, sample: EncodedSample) -> torch.Tensor | None:
+    def _patches(
+        self, sample: EncodedSample, grids: list[tuple[int, int, int]], found: tuple[Found, ...] | None
+    ) -> torch.Tensor | None:
         parts = []
-        for ref, grid, size in zip(sample.media, sample.grids.tolist(), sample.sizes.tolist(), strict=True):
-            parts.append(torch.from_numpy(self._values(ref, tuple(grid), size, sample.origin)))
+        for number, (ref, grid, size) in enumerate(zip(sample.media, grids, sample.sizes.tolist(), strict=True)):
+            if found is None or found[number].features is None:
+                parts.append(torch.from_numpy(self._values(ref, grid, size, sample.origin)))
         return None if not parts else parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _values(self, ref: ImageRef | VideoRef, grid: tuple[int, int, int], size: list[int], origin: str) -> np.ndarray:
