@@ -110,7 +110,7 @@ def _tuned(config: RunConfig, data: DataModule, folder: RunFolder) -> Tuned:
     tuned = build("tuner", config.tuner, loaded, build("freeze", config.freeze, loaded.model), outlook)
     settle(tuned, loaded.new_tokens, config.model.train_new_tokens)
     check_reachable(tuned.model, data.shows_something)
-    build("memory", config.memory, tuned.base)
+    build("memory", config.memory, tuned.base, device)
     return tuned
 
 
