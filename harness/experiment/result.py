@@ -1,7 +1,7 @@
 """What a run shows: what trains, its result, and summary.json."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -26,6 +26,7 @@ def write_success(
     progression: Progression,
     accounts: dict[str, Any],
     started: float,
+    memory: Callable[[float | None], dict[str, Any] | None],
 ) -> dict[str, Any]:
     """Writes and returns the summary of a completed run.
 
@@ -36,6 +37,7 @@ def write_success(
         progression: Metrics gathered on the way.
         accounts: What became of the rows of each split.
         started: `time.time()` at the start of the process.
+        memory: Takes the peak in GiB, returns how it was predicted.
     """
     meter, named = module.meter, dict(module.model.named_parameters())
     steady = meter.steady if meter.steady.steps else meter.total
@@ -53,6 +55,7 @@ def write_success(
         "tokens_per_s": steady.rates(world_size)["perf/tokens_per_s"],
         "mfu": None,
         "peak_allocated_gib": progression.memory.get("memory/peak_allocated_gib"),
+        "memory": memory(progression.memory.get("memory/peak_allocated_gib")),
         "startup_time_s": first_step - started,
         "error": None,
     }

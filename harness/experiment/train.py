@@ -31,6 +31,7 @@ from harness.logging.run_info import RunInfo
 from harness.logging.setup import setup_logging
 from harness.logging.tracker import finish
 from harness.memory.precision import checked_precision
+from harness.memory.resolve import Resolved, resolve
 from harness.model.processor import Processor, load_processor
 from harness.optim.schedule import ScheduleName
 from harness.registry import build
@@ -76,12 +77,12 @@ def train(folder: RunFolder, config: RunConfig, started: float) -> dict[str, Any
     with ExitStack() as stack:
         # Trackers and files open first: what is missing there shows before weights are loaded.
         recorder = _recorder(folder, config, data, stack) if rank == 0 else Recorder(None, [], None, _world(config))
-        tuned = _tuned(config, data, folder)
+        tuned, memory = _tuned(config, data, folder)
         module = TrainingModule(tuned, config, data.total_steps)
         if rank == 0:
             log.info("%s", trainable_table(tuned, config.optim, module.lr))
             write_json(folder.path / "environment.json", environment(data.fingerprint))
-        precision = checked_precision(config.memory, tuned.base, config.trainer)
+        precision = checked_precision(memory.config, tuned.base, config.trainer)
         recorder.skips_overflow = precision == "fp16"
         evaluator = _evaluator(folder, config, data, processor)
         between = BetweenSteps(config.trainer, folder, data, recorder, evaluator, checkpointer, progression)
@@ -96,13 +97,13 @@ def train(folder: RunFolder, config: RunConfig, started: float) -> dict[str, Any
     processor.save(tuned.export(folder.path))
     plot_curves(folder.metrics, folder.path / "curves.png")
     accounts = {split: account.plain() for split, account in data.accounts.items()}
-    summary = write_success(folder, config, module, progression, accounts, started)
+    summary = write_success(folder, config, module, progression, accounts, started, memory.outcome)
     finish(recorder.loggers, 0, {"best": summary["best"]["value"], "tokens_per_s": summary["tokens_per_s"]})
     print_result(summary)
     return summary
 
 
-def _tuned(config: RunConfig, data: DataModule, folder: RunFolder) -> Tuned:
+def _tuned(config: RunConfig, data: DataModule, folder: RunFolder) -> tuple[Tuned, Resolved]:
     """Loads the base model and makes it trainable, after the policy and within what the data reaches."""
     loaded = build("model", config.model)
     device = torch.device("cuda", local_rank()) if pick_accelerator(config.trainer) == "gpu" else torch.device("cpu")
@@ -110,8 +111,9 @@ def _tuned(config: RunConfig, data: DataModule, folder: RunFolder) -> Tuned:
     tuned = build("tuner", config.tuner, loaded, build("freeze", config.freeze, loaded.model), outlook)
     settle(tuned, loaded.new_tokens, config.model.train_new_tokens)
     check_reachable(tuned.model, data.shows_something)
-    build("memory", config.memory, tuned.base, device)
-    return tuned
+    resolved = resolve(config, tuned, data.largest_batch(), device)
+    build("memory", resolved.config, tuned.base, device)
+    return tuned, resolved
 
 
 def _total_steps(config: RunConfig, data: DataModule) -> int:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 WIDEST = 2.5
 """Above q, k and v of 4B joined (2.4), below gate and up of any size (3)."""
+_ADAPTER = 16
+"""A product that widens more is the second of a low-rank pair, added to a result of the same size."""
 _ATTENTION = (
     "harness::varlen_attention",
     "aten::_scaled_dot_product",
@@ -95,6 +97,15 @@ def _checkpointed(layer: nn.Module, inner: Callable[..., Tensor], options: dict[
         return checkpoints.checkpoint(partial(inner, **kwargs), hidden, *args, **options)
 
     return forward
+
+
+def is_product(operator: Any, *args: Any) -> bool:
+    """Says whether an operator multiplies with a matrix, other than one that widens as much as an adapter's B does."""
+    name = operator.name().partition(".")[0] if isinstance(operator, torch._ops.OpOverload) else ""
+    if (place := _PRODUCTS.get(name)) is None:
+        return False
+    inner, outer = args[place].shape
+    return outer <= _ADAPTER * inner
 
 
 def keeps(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:

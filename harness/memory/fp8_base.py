@@ -28,6 +28,13 @@ class Fp8BaseConfig(MemoryConfig):
     """Keep each weight by columns too, for the backward pass: 2 bytes a weight in all, and no time spent on it. false:
     1 byte, half of bfloat16."""
 
+    def saved_bytes(self, model: "PreTrainedModel") -> int:
+        """Returns by how much smaller the weights of a model will be."""
+        from harness.memory.fp8_replace import frozen_layers
+
+        weights = sum(layer.weight.numel() for _, layer in frozen_layers(model))
+        return 0 if self.keep_transpose else weights
+
     def __post_init__(self) -> None:
         """Checks that products are to run in bfloat16."""
         MemoryConfig.__post_init__(self)

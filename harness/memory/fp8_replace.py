@@ -44,7 +44,7 @@ def replace(model: PreTrainedModel, device: torch.device, keep_transpose: bool) 
         UserError: There is none, or its weights are not bfloat16.
     """
     layers = model.model.language_model.layers
-    found = dict(_frozen(layers))
+    found = dict(frozen_layers(model))
     if not found:
         raise reject("memory", "fp8_base", "no linear layer of the LLM is frozen, so none can be float8; use standard")
     for name, layer in found.items():
@@ -64,9 +64,9 @@ def replace(model: PreTrainedModel, device: torch.device, keep_transpose: bool) 
     )
 
 
-def _frozen(layers: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    """Yields linear layers of the model itself that train nothing; what an adapter brought along is none of them."""
-    for name, module in layers.named_modules():
+def frozen_layers(model: PreTrainedModel) -> Iterator[tuple[str, nn.Linear]]:
+    """Yields what `replace` replaces, by name below the decoder layers: what an adapter brought along is none of it."""
+    for name, module in model.model.language_model.layers.named_modules():
         own = name.endswith("_proj") or name.endswith("_proj.base_layer")
         fits = type(module) is nn.Linear and not module.in_features % _STEP and not module.out_features % _STEP
         if own and fits and not any(p.requires_grad for p in module.parameters()):

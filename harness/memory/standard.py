@@ -29,8 +29,11 @@ def build(config: StandardConfig, model: "PreTrainedModel", device: "torch.devic
         model: The base model, with any adapter already in its modules.
         device: Where the model will train; None: where it is.
     """
+    from harness.memory.budget import set_budget
     from harness.memory.checkpointing import set_policies
     from harness.memory.offload import set_offload
 
+    device = device or model.device
+    set_budget(config, device)
     set_policies(config, model)
-    set_offload(config, model, device or model.device)
+    set_offload(config, model, device)
