@@ -74,6 +74,9 @@ class RunConfig:
         if self.model.new_special_tokens and not self.model.train_new_tokens and not is_full:
             remedy = f"tuner={tuner} leaves the embedding alone, and its export would lack new tokens; set true"
             raise reject("model.train_new_tokens", "false", remedy)
+        if getattr(self.tuner, "exports_model", False) and getattr(self.memory, "changes_base", False):
+            remedy = f"tuner={tuner} exports the whole model, and its frozen weights would not be the checkpoint's"
+            raise reject("memory", self.memory.name, f"{remedy}; use memory=standard, or an adapter")
         if self.freeze.full and is_full:
             full = [item.name for item in self.freeze.full]
             raise reject("freeze.full", full, f"tuner={tuner} trains all that is not frozen in full; leave it out")

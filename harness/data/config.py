@@ -246,6 +246,11 @@ class DataConfig:
         limits = [self.max_length, self.packing_length, self.max_tokens_per_batch]
         return min((limit for limit in limits if limit is not None), default=None)
 
+    @property
+    def has_one_length(self) -> bool:
+        """Whether all training batches have as many tokens, padding included."""
+        return self.packing and self.packing_fill
+
     def pack_length(self) -> int | None:
         """Returns the tokens of a pack, or None without packing."""
         return (self.packing_length or self.max_length) if self.packing else None

@@ -14,6 +14,7 @@ import torch
 from harness.data.account import Account
 from harness.data.batch import Batch, PromptBatch
 from harness.data.config import DataConfig, OnError
+from harness.data.extent import Extent
 from harness.data.features.lookup import Lookup
 from harness.data.index.build import build
 from harness.data.index.samples import SampleIndex, index
@@ -167,6 +168,21 @@ class DataModule(L.LightningDataModule):
         """Copies without waiting: batches come from page-locked memory, and a GPU works through them in order."""
         return batch.to(device, non_blocking=True)
 
+    def largest_batch(self) -> Extent | None:
+        """Returns bounds on the micro-batches of training; None where they are a stream's without a bound."""
+        samples, size = self.train_samples, self._batch_size
+        longest = self._config.pack_length() or self._config.max_tokens_per_batch
+        if samples is None:
+            tokens = longest or self._config.max_length
+            return None if tokens is None else Extent(size * tokens, size * tokens, size * tokens)
+        assert self._units is not None
+        lengths, visual, supervised = map(self._units.sums, (samples.lengths, samples.visual, samples.supervised))
+        # Without packing, rows are padded to the longest.
+        tokens = size * (longest or int(samples.lengths.max()))
+        if self._config.padding_free and not longest:
+            tokens = _largest(lengths, size)
+        return Extent(tokens, _largest(visual, size), _largest(supervised, size))
+
     def gather_left_out(self) -> None:
         """Counts on every rank what any rank had to leave out; all ranks call it together."""
         mine = {split: account.left_out for split, account in self.accounts.items()}
@@ -305,6 +321,12 @@ def _check_channels(names: Sequence[str], samples: SampleIndex) -> None:
     for name in names:
         if channel_key(name) not in there:
             raise reject("data.channels", name, "no training row has this channel; the doctor counts those there are")
+
+
+def _largest(values_U: np.ndarray, number: int) -> int:
+    """Returns the sum of the largest values: an order of units may bring them together, and once more with the next."""
+    again = np.tile(values_U, number // len(values_U) + 2)
+    return int(np.sort(again)[-number:].sum())
 
 
 def _plan(lengths: np.ndarray, batch_size: int, rank: int, world_size: int) -> list[list[int]]:

@@ -1,7 +1,7 @@
 """What a run shows: what trains, its result, and summary.json."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -27,6 +27,7 @@ def write_success(
     progression: Progression,
     accounts: dict[str, Any],
     startup: Startup,
+    memory: Callable[[float | None], dict[str, Any] | None],
     vit_cache: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes and returns the summary of a completed run.
@@ -38,6 +39,7 @@ def write_success(
         progression: Metrics gathered on the way.
         accounts: What became of the rows of each split.
         startup: What the start took.
+        memory: Takes the peak in GiB, returns how it was predicted.
         vit_cache: What the cache of visual features did; None where there was none.
     """
     meter, named = module.meter, dict(module.model.named_parameters())
@@ -64,6 +66,7 @@ def write_success(
         "model_tflop_per_s": use["perf/model_tflop_per_s"],
         "measured_peak_tflop_per_s": meter.peaks.measured,
         "peak_allocated_gib": progression.memory.get("memory/peak_allocated_gib"),
+        "memory": memory(progression.memory.get("memory/peak_allocated_gib")),
         "startup_time_s": first_step - startup.started,
         "startup": startup.seconds(first_step),
         "error": None,

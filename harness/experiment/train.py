@@ -33,7 +33,8 @@ from harness.logging.run_info import RunInfo
 from harness.logging.setup import setup_logging
 from harness.logging.tracker import finish
 from harness.memory.precision import checked_precision
-from harness.model.compiled import compile_blocks, reason_against
+from harness.memory.resolve import Resolved, resolve
+from harness.model.compiled import compile_blocks, will_compile
 from harness.model.loading import Loaded
 from harness.model.processor import Processor, load_processor
 from harness.model.weights import Weights
@@ -103,13 +104,13 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
         )
         loaded = build("model", config.model, device, weights)
         startup.end(Phase.model)
-        tuned = _tuned(config, loaded, data, folder, device)
+        tuned, memory = _tuned(config, loaded, data, folder, device)
         startup.end(Phase.tuner)
         module = TrainingModule(tuned, config, data.total_steps)
         if rank == 0:
             log.info("%s", trainable_table(tuned, config.optim, module.lr))
             write_json(folder.path / "environment.json", environment(data.fingerprint))
-        precision = checked_precision(config.memory, tuned.base, config.trainer)
+        precision = checked_precision(memory.config, tuned.base, config.trainer)
         recorder.skips_overflow = precision == "fp16"
         module.meter.syncs = syncs
         module.meter.peaks = peaks(device, precision, config.trainer.measure_peak)
@@ -137,32 +138,26 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
     plot_curves(folder.metrics, folder.path / "curves.png")
     accounts = {split: account.plain() for split, account in data.accounts.items()}
     kept = None if cache is None else cache.summary()
-    summary = write_success(folder, config, module, progression, accounts, startup, kept)
+    summary = write_success(folder, config, module, progression, accounts, startup, memory.outcome, kept)
     finish(recorder.loggers, 0, {"best": summary["best"]["value"], "tokens_per_s": summary["tokens_per_s"]})
     print_result(summary)
     return summary
 
 
-def _tuned(config: RunConfig, loaded: Loaded, data: DataModule, folder: RunFolder, device: torch.device) -> Tuned:
+def _tuned(
+    config: RunConfig, loaded: Loaded, data: DataModule, folder: RunFolder, device: torch.device
+) -> tuple[Tuned, Resolved]:
     """Makes the base model trainable, after the policy and within what the data reaches."""
     outlook = Outlook(data.total_steps, data.calibration_batches, device, folder.checkpoints / "start.safetensors")
     tuned = build("tuner", config.tuner, loaded, build("freeze", config.freeze, loaded.model), outlook)
     settle(tuned, loaded.new_tokens, config.model.train_new_tokens)
     check_reachable(tuned.model, data.shows_something)
-    build("memory", config.memory, tuned.base)
-    _compile(tuned, config, on_gpu=device.type == "cuda")
-    return tuned
-
-
-def _compile(tuned: Tuned, config: RunConfig, on_gpu: bool) -> None:
-    """Compiles the model's blocks if that was asked for, or if it pays where nothing was said."""
-    one_length = config.data.packing and config.data.packing_fill
-    asked, is_moe = config.trainer.compile, "moe" in tuned.base.config.model_type
-    reason = reason_against(one_length, on_gpu, is_moe) if asked is None else None
-    if asked or (asked is None and reason is None):
-        compile_blocks(tuned.base, one_length)
-    elif reason is not None and on_gpu:
-        log.info("not compiled: %s (trainer.compile)", reason)
+    compiled = will_compile(config, tuned.base.config.model_type, device)
+    resolved = resolve(config, tuned, data.largest_batch(), device, compiled)
+    build("memory", resolved.config, tuned.base, device)
+    if compiled:
+        compile_blocks(tuned.base, config.data.has_one_length)
+    return tuned, resolved
 
 
 def _total_steps(config: RunConfig, data: DataModule) -> int:

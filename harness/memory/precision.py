@@ -4,14 +4,14 @@ import torch
 from torch import nn
 
 from harness.errors import reject
-from harness.memory.standard import Precision, StandardConfig
+from harness.memory.config import MemoryConfig, Precision
 from harness.trainer.standard import StandardConfig as TrainerConfig
 from harness.trainer.standard import pick_accelerator
 
 _FOLLOWS = {torch.float32: Precision.fp32, torch.bfloat16: Precision.bf16, torch.float16: Precision.fp16}
 
 
-def checked_precision(config: StandardConfig, model: nn.Module, trainer: TrainerConfig) -> str:
+def checked_precision(config: MemoryConfig, model: nn.Module, trainer: TrainerConfig) -> str:
     """Returns bf16, fp16 or fp32.
 
     Args:
@@ -22,8 +22,10 @@ def checked_precision(config: StandardConfig, model: nn.Module, trainer: Trainer
     Raises:
         UserError: The type does not fit the weights, or the device has no use of it.
     """
-    types = {parameter.dtype for parameter in model.parameters()}
-    frozen = {parameter.dtype for parameter in model.parameters() if not parameter.requires_grad} or types
+    # Of 8 bits only storage is: see memory=fp8_base.
+    wide = [parameter for parameter in model.parameters() if parameter.dtype.itemsize > 1]
+    types = {parameter.dtype for parameter in wide}
+    frozen = {parameter.dtype for parameter in wide if not parameter.requires_grad} or types
     lowest = min(frozen, key=lambda dtype: dtype.itemsize)
     precision = _FOLLOWS[lowest] if config.precision is Precision.auto else config.precision
     if precision is Precision.fp32 and types != {torch.float32}:

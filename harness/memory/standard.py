@@ -1,49 +1,39 @@
-"""Compute precision and activation checkpointing, the LLM and the ViT apart."""
+"""Compute precision, and which activations are kept, the LLM and the ViT apart; the weights stay as they are."""
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import TYPE_CHECKING
 
+from harness.memory.config import MemoryConfig, Precision
 from harness.registry import register
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
-
-class Precision(Enum):
-    """Type in which matrix products run."""
-
-    auto = "auto"
-    bf16 = "bf16"
-    fp16 = "fp16"
-    fp32 = "fp32"
+__all__ = ["Precision", "StandardConfig", "build"]
 
 
 @dataclass(kw_only=True, slots=True)
-class StandardConfig:
+class StandardConfig(MemoryConfig):
     """Memory against time."""
 
     name: str = "standard"
-    precision: Precision = Precision.auto
-    """Compute type. auto follows the base weights; bf16 or fp16 over float32 weights is mixed precision."""
-    checkpointing: bool = False
-    """Recompute the LLM's activations in the backward pass: less memory, about a third more time."""
-    vit_checkpointing: bool | None = None
-    """The same for the ViT; null follows `checkpointing`."""
 
 
 @register("memory", StandardConfig)
-def build(config: StandardConfig, model: "PreTrainedModel") -> None:
-    """Switches checkpointing on in the model, in place and non-reentrant.
+def build(config: StandardConfig, model: "PreTrainedModel", device: "torch.device | None" = None) -> None:
+    """Sets the policies in the model, in place; call it before layers are compiled.
 
-    Reentrant checkpointing loses the gradients of a block whose input needs none, which is every first block under
-    adapters.
+    Args:
+        config: The settings, auto resolved.
+        model: The base model, with any adapter already in its modules.
+        device: Where the model will train; None: where it is.
     """
-    from functools import partial
+    from harness.memory.budget import set_budget
+    from harness.memory.checkpointing import set_policies
+    from harness.memory.offload import set_offload
 
-    from torch.utils.checkpoint import checkpoint
-
-    vit = config.checkpointing if config.vit_checkpointing is None else config.vit_checkpointing
-    towers = ((model.model.language_model.layers, config.checkpointing), (model.model.visual.blocks, vit))
-    for block in (block for blocks, enabled in towers if enabled for block in blocks):
-        block.recompute = partial(checkpoint, use_reentrant=False)
+    device = device or model.device
+    set_budget(config, device)
+    set_policies(config, model)
+    set_offload(config, model, device)

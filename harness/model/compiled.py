@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness.config import RunConfig
 from harness.model.block import run_block
 
 log = logging.getLogger(__name__)
@@ -20,15 +21,26 @@ _PROGRAMS = 64
 """Programs of one block at most: each type of layer, trained or not, with gradients or without, needs its own."""
 
 
-def reason_against(one_length: bool, on_gpu: bool, is_moe: bool) -> str | None:
-    """Returns why a run is better off without compilation, or None."""
-    if not on_gpu:
-        return "on a CPU a compilation takes longer than it saves"
-    if not one_length:
-        return "batches differ in length, and each new length may cost a compilation; data.packing=true gives one"
-    if is_moe:
-        return "the experts' token counts differ from step to step"
-    return None
+def will_compile(config: RunConfig, model_type: str, device: torch.device) -> bool:
+    """Says whether a run compiles its blocks: as `trainer.compile` has it, or where it pays.
+
+    Args:
+        config: The run's.
+        model_type: transformers' name of the architecture.
+        device: Where the model trains.
+    """
+    if (asked := config.trainer.compile) is not None:
+        return asked
+    if device.type != "cuda":
+        return False
+    reason = None
+    if not config.data.has_one_length:
+        reason = "batches differ in length, and each new length may cost a compilation; data.packing=true gives one"
+    elif "moe" in model_type:
+        reason = "the experts' numbers of tokens differ from step to step"
+    if reason is not None:
+        log.info("trainer.compile=null: not compiled: %s", reason)
+    return reason is None
 
 
 def compile_blocks(model: nn.Module, one_length: bool) -> None:

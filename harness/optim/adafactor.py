@@ -11,7 +11,7 @@ zero, so its rate would be a thousandth of `optim.lr`.
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.errors import reject
 from harness.optim.config import OptimConfig, check_betas
@@ -28,6 +28,8 @@ EPS = (1e-30, 1e-3)
 class AdafactorConfig(OptimConfig):
     """Adafactor: its state is a few thousandths of AdamW's, without beta1."""
 
+    state_bytes: ClassVar[float] = 4.0
+    """Bound: the momentum; the second moment is two vectors a matrix."""
     name: str = "adafactor"
     beta1: float | None = None
     """Decay of a running mean of updates, in [0, 1). null: none, which saves a copy of what trains."""

@@ -20,6 +20,9 @@ class OptimConfig:
     rewrites_gradients: ClassVar[bool] = False
     """Whether a step leaves something else in the place of gradients, so that nothing may read them after it."""
 
+    state_bytes: ClassVar[float] = 8.0
+    """Bytes of state for each trained weight, or a bound on them: two running means in float32."""
+
     lr: float | None = None
     """Peak learning rate. None: 1e-4 when adapters train, 1e-5 for full fine-tuning."""
     vit_lr: float | None = None

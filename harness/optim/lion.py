@@ -5,7 +5,7 @@ No deviation. Section 5 of the paper: a rate 3 to 10 times lower than AdamW's, a
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.optim.config import OptimConfig, check_betas
 from harness.registry import register
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 class LionConfig(OptimConfig):
     """Lion: every value moves by the learning rate, which is to be 3 to 10 times lower than AdamW's."""
 
+    state_bytes: ClassVar[float] = 4.0
+    """One running mean."""
     name: str = "lion"
     beta1: float = 0.9
     """Weight of the running mean against the gradient in the update, in [0, 1)."""

@@ -5,7 +5,7 @@ pages to the CPU and back. On the CPU there is nothing to page: it is refused th
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.errors import reject
 from harness.optim.eight_bit import EightBitConfig, make
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 class PagedAdamW8bitConfig(EightBitConfig):
     """adamw_8bit whose state makes room on the GPU when a step needs it; needs bitsandbytes and a GPU."""
 
+    state_bytes: ClassVar[float] = 2.1
+    """Two running means in a byte each, with their scales."""
     name: str = "paged_adamw_8bit"
 
 

@@ -5,7 +5,7 @@ Deviation from the other optimisers here: the decay is part of the gradient, and
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.errors import reject
 from harness.optim.config import OptimConfig, check_betas
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 class SgdConfig(OptimConfig):
     """Plain or momentum SGD. Steps are as long as gradients are: it wants a rate of its own, far above AdamW's."""
 
+    state_bytes: ClassVar[float] = 4.0
+    """The momentum."""
     name: str = "sgd"
     weight_decay: float = 0.1
     """L2 penalty of matrices: this times the weights is added to their gradient. Vectors never decay."""

@@ -23,6 +23,8 @@ class FullConfig:
 
     is_full: ClassVar[bool] = True
     """Trains the weights themselves, which some optimisers ask for."""
+    exports_model: ClassVar[bool] = True
+    """Writes the whole model, frozen weights included."""
     name: str = "full"
     dtype: TrainedDtype = TrainedDtype.float32
     """Storage type of trained weights. bfloat16 halves their memory and rounds most updates at usual rates away."""

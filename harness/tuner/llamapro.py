@@ -16,7 +16,7 @@ with an adapter, `freeze.full` names components of the vision side that train th
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.errors import reject
 from harness.registry import register
@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 class LlamaproConfig:
     """How many blocks, and where. The LLM itself stays frozen, whatever the freeze policy."""
 
+    exports_model: ClassVar[bool] = True
+    """Writes the whole model, frozen weights included."""
     name: str = "llamapro"
     num_new_blocks: int = 4
     """New decoder blocks in all. Each has as many weights as a layer of the LLM, and costs its time and memory."""

@@ -48,6 +48,11 @@ class LongloraConfig(LowRankConfig):
     train_norms: bool = True
     """Train the weights of the LLM's normalisations."""
 
+    @property
+    def exports_model(self) -> bool:
+        """Whether the whole model is written, frozen weights included."""
+        return self.train_embeddings or self.train_norms
+
     def __post_init__(self) -> None:
         if self.target_regex is not None and self.target_modules == _TARGETS:
             # What the default says, the pattern replaces.

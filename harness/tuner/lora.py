@@ -58,6 +58,11 @@ class LoraConfig(LoraLikeConfig):
     lora_ga: LoraGaConfig = field(default_factory=LoraGaConfig)
     """Of init=lora_ga."""
 
+    @property
+    def exports_model(self) -> bool:
+        """Whether the whole model is written, frozen weights included."""
+        return self.init == "loftq"
+
     def __post_init__(self) -> None:
         LoraLikeConfig.__post_init__(self)
         # `tuner.init=false` is a truth value to Hydra.

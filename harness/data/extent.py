@@ -1,0 +1,14 @@
+"""How large the largest micro-batch of a run can get, from lengths alone."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Upper bounds over all micro-batches of one rank; each may be reached by another one."""
+
+    tokens: int
+    """Padding included."""
+    visual: int
+    """Image and video tokens."""
+    supervised: int
