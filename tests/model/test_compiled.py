@@ -1,0 +1,83 @@
+"""Compiled blocks compute what plain ones do, equal blocks share a program, and nothing falls back to Python."""
+
+import pytest
+import torch
+import torch._dynamo.testing
+
+from harness.config import RunConfig
+from harness.model import compiled
+from harness.model.forward import supervised_loss
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def counter(monkeypatch):
+    """Compiles with a backend that only traces, and counts what it is given."""
+    backend = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function: real(function, backend=backend, fullgraph=True))
+    torch._dynamo.reset()
+    yield backend
+    torch._dynamo.reset()
+
+
+def gradients(tuned, batches):
+    tuned.model.zero_grad()
+    losses = []
+    for batch in batches:
+        torch.manual_seed(0)
+        loss = supervised_loss(tuned.base, batch)
+        loss.backward()
+        losses.append(loss.detach())
+    return torch.stack(losses), {name: p.grad for name, p in tuned.model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("choice", ["tuner=lora", "tuner=dora", "tuner=full"])
+def test_equal_blocks_share_a_program_that_computes_the_same(make_tuned, make_batch, counter, choice):
+    tuned, batches = make_tuned(choice), [make_batch(0, 1), make_batch(2, 3), make_batch(0, 1, 2, 3)]
+    tuned.model.train()
+    losses, grads = gradients(tuned, batches)
+    grads = {name: grad.clone() for name, grad in grads.items()}
+    compiled.compile_blocks(tuned.base, one_length=False)
+    found, found_grads = gradients(tuned, batches)
+    torch.testing.assert_close(found, losses)
+    assert found_grads.keys() == grads.keys()
+    for name, grad in grads.items():
+        torch.testing.assert_close(found_grads[name], grad, msg=name)
+    # The first decoder layer, whose input needs no gradient under an adapter, the others, and the ViT's blocks.
+    assert counter.frame_count == (2 if choice == "tuner=full" else 3)
+    assert not compiled.graph_breaks()
+
+
+def test_validation_runs_blocks_as_they_are(make_tuned, make_batch, monkeypatch):
+    tuned = make_tuned("tuner=lora")
+    monkeypatch.setattr(torch, "compile", lambda function: lambda *_, **__: pytest.fail("compiled"))
+    compiled.compile_blocks(tuned.base, one_length=True)
+    tuned.model.eval()
+    supervised_loss(tuned.base, make_batch(0))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "device", "expected"),
+    [
+        (["data.packing=true"], GPU, True),
+        (["data.packing=true"], CPU, False),
+        ([], GPU, False),
+        (["data.packing=true", "data.packing_fill=false"], GPU, False),
+        (["trainer.compile=true"], CPU, True),
+        (["data.packing=true", "trainer.compile=false"], GPU, False),
+    ],
+    ids=str,
+)
+def test_compiles_where_it_pays_or_as_asked(make_config, overrides, device, expected):
+    config = make_config(*overrides)
+    assert isinstance(config, RunConfig)
+    assert compiled.will_compile(config, "qwen3_vl", device) is expected
+
+
+def test_says_why_it_does_not(make_config, caplog):
+    caplog.set_level("INFO")
+    assert not compiled.will_compile(make_config("data.packing=true"), "qwen3_vl_moe", GPU)
+    assert "not compiled: the experts" in caplog.text
