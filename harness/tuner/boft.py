@@ -4,8 +4,9 @@ Each block is Cayley's (I - Q)(I + Q)^-1 of the skew-symmetric part Q of a train
 n_butterfly_factor, s one scale an output (PEFT's addition), 1 at the start: m x inputs x block_size + outputs
 parameters a layer, where the paper counts only the block_size (block_size - 1) / 2 of a block that differ.
 
-PEFT multiplies dense matrices of inputs x inputs, permutations among them: in a step each layer costs several times
-what its own weight does. Permutations of one size are held once here, not once a layer.
+PEFT multiplies dense matrices of inputs x inputs, permutations among them: each layer costs several times what its own
+weight does. With one factor training steps go another way, see `rotated.py`; evaluation and more factors go PEFT's.
+Permutations of one size are held once here, not once a layer.
 """
 
 from collections.abc import Iterator
@@ -74,6 +75,7 @@ def build(config: BoftConfig, loaded: "Loaded", policy: "Policy", outlook: "Outl
     from peft import BOFTConfig
 
     from harness.tuner.peft_adapter import wrap
+    from harness.tuner.rotated import rotate_inputs
     from harness.tuner.target import target_sizes
 
     for name, (inputs, _) in target_sizes(loaded.model, config, policy).items():
@@ -96,6 +98,7 @@ def build(config: BoftConfig, loaded: "Loaded", policy: "Policy", outlook: "Outl
             # On the device ahead of the model, which leaves what is there alone; elsewhere each would get its own copy.
             ones = layer.boft_P.to(outlook.device, loaded.model.dtype)
             layer.boft_P = shared.setdefault(ones.shape, ones)
+    rotate_inputs(tuned.model)
     return tuned
 
 

@@ -2,7 +2,8 @@
 
 F^-1 is the two-dimensional inverse Fourier transform. Where the entries lie is drawn once, alike for all layers of a
 shape; each layer trains n_frequency values. Deviation: they start at zero, so that the model starts unchanged;
-`init=normal` is the paper's start, which at its scaling of 300 only wide layers survive.
+`init=normal` is the paper's start, which at its scaling of 300 only wide layers survive. Training steps make the update
+by a real transform, see `spectral.py`, which says what a step costs.
 """
 
 from dataclasses import dataclass
@@ -67,6 +68,7 @@ def build(config: FourierftConfig, loaded: "Loaded", policy: "Policy", outlook: 
     from peft import FourierFTConfig
 
     from harness.tuner.peft_adapter import wrap
+    from harness.tuner.spectral import transform_real
     from harness.tuner.target import target_sizes
 
     for name, (inputs, outputs) in target_sizes(loaded.model, config, policy).items():
@@ -88,4 +90,5 @@ def build(config: FourierftConfig, loaded: "Loaded", policy: "Policy", outlook: 
         if hasattr(layer, "fourierft_spectrum"):
             # No buffers in PEFT: they would be copied to the device in every forward pass, which waits for it.
             layer.indices = {adapter: places.to(outlook.device) for adapter, places in layer.indices.items()}
+    transform_real(tuned.model)
     return tuned
