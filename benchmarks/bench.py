@@ -141,7 +141,8 @@ def main() -> None:
     else:
         prepare(args.only)
         for name in args.only if args.command == "run" else []:
-            made = measure(name, more, args.out)
+            for _ in range(BENCH["workloads"][name].get("runs", 1)):
+                made = measure(name, more, args.out)
             if not more:
                 keep(made, args.results)
 
