@@ -128,13 +128,24 @@ def _extension(config: BoftConfig, device: "torch.device") -> Iterator[None]:
     """
     from peft.tuners.boft import layer as boft
 
-    original, factors = boft.get_fbd_cuda, config.n_butterfly_factor
+    original, to_matrix, factors = boft.get_fbd_cuda, boft.Linear.perm2mat, config.n_butterfly_factor
     extension = original() if factors > 1 and device.type == "cuda" else None
     if factors > 1 and extension is None:
         remedy = "needs a GPU and PEFT's CUDA extension, which nvcc and ninja build; set 1"
         raise reject("tuner.n_butterfly_factor", factors, remedy)
     boft.get_fbd_cuda = lambda: extension
+    known: dict[tuple[int, ...], torch.Tensor] = {}
+
+    def perm2mat(layer: Any, indices: "torch.Tensor") -> "torch.Tensor":
+        """PEFT fills the matrix entry by entry, for each layer anew."""
+        key = tuple(indices.tolist())
+        if key not in known:
+            known[key] = to_matrix(layer, indices)
+        return known[key]
+
+    boft.Linear.perm2mat = perm2mat  # type: ignore[method-assign]
     try:
         yield
     finally:
         boft.get_fbd_cuda = original
+        boft.Linear.perm2mat = to_matrix  # type: ignore[method-assign]

@@ -4,8 +4,7 @@ PEFT builds B from its blocks, one launch each, as a matrix of inputs x inputs, 
 permutation, which for one factor is the identity, and once with x: 2 I^3 FLOP twice and 2 I^2 a token for I inputs.
 Here neighbouring blocks of b x b stand together in tiles of w x w, w at most 64: 2 w I FLOP a token, in bfloat16 32
 FLOP a byte, so that it waits for memory and not for the zeros in the tiles, and some twenty launches whatever the
-number of blocks. The parameters stay in PEFT's modules, so that checkpoints, exports, merging and generation are
-theirs; only training steps come here.
+number of blocks. The parameters stay in PEFT's modules, so that checkpoints, exports and merging are theirs.
 
 Deviations: which blocks dropout keeps still is drawn on the device, where PEFT draws on the CPU and waits for it. The
 scale is applied as y + (s - 1) y in the type of x, in bfloat16 half the bytes of PEFT's float32 product: s - 1 is
@@ -27,7 +26,7 @@ _WIDTH = 64
 
 
 def rotate_inputs(model: nn.Module) -> int:
-    """Makes BOFT's linear layers of one factor rotate their input in training, in place.
+    """Makes BOFT's linear layers of one factor rotate their input, in place.
 
     Args:
         model: The model, with PEFT's modules in it.
@@ -45,13 +44,13 @@ def rotate_inputs(model: nn.Module) -> int:
 
 
 def _forward(self: Any, x: Tensor) -> Tensor:
-    """The forward pass of PEFT's module in training, (..., I) to (..., O)."""
-    if not self.training or self.disable_adapters or self.merged:
+    """The forward pass of PEFT's module, (..., I) to (..., O)."""
+    if self.disable_adapters or self.merged:
         return self.forward_apart(x)
     blocks_Dbb = cayley(self.boft_R[_ADAPTER][0])
     # No dropout is an nn.Identity.
     num_still = int(getattr(self.boft_dropout[_ADAPTER], "p", 0.0) * len(blocks_Dbb))
-    if num_still:
+    if num_still and self.training:
         blocks_Dbb = _keep_still(blocks_Dbb, num_still)
     y = self.base_layer(rotate(x, blocks_Dbb)).to(x.dtype)
     bias, gain_O = self.base_layer.bias, (self.boft_s[_ADAPTER].squeeze(-1) - 1).to(x.dtype)
