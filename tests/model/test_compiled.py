@@ -62,12 +62,12 @@ def test_validation_runs_blocks_as_they_are(make_tuned, make_batch, monkeypatch)
 @pytest.mark.parametrize(
     ("overrides", "device", "expected"),
     [
-        (["data.packing=true"], GPU, True),
-        (["data.packing=true"], CPU, False),
+        (["data.packing=true", "data.packing_length=64"], GPU, True),
+        (["data.packing=true", "data.packing_length=64"], CPU, False),
         ([], GPU, False),
-        (["data.packing=true", "data.packing_fill=false"], GPU, False),
+        (["data.packing=true", "data.packing_length=64", "data.packing_fill=false"], GPU, False),
         (["trainer.compile=true"], CPU, True),
-        (["data.packing=true", "trainer.compile=false"], GPU, False),
+        (["data.packing=true", "data.packing_length=64", "trainer.compile=false"], GPU, False),
     ],
     ids=str,
 )
@@ -79,5 +79,5 @@ def test_compiles_where_it_pays_or_as_asked(make_config, overrides, device, expe
 
 def test_says_why_it_does_not(make_config, caplog):
     caplog.set_level("INFO")
-    assert not compiled.will_compile(make_config("data.packing=true"), "qwen3_vl_moe", GPU)
+    assert not compiled.will_compile(make_config("data.packing=true", "data.packing_length=64"), "qwen3_vl_moe", GPU)
     assert "not compiled: the experts" in caplog.text
