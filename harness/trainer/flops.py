@@ -196,7 +196,7 @@ class _Walk:
         """Counts those not yet counted; of them the first reads what has come in."""
         inner, width = flow, None
         for product in products:
-            if (key := id(getattr(product, "weight", product))) in self._counted:
+            if (key := id(_weight(product))) in self._counted:
                 continue
             self._counted.add(key)
             width = width or product.in_features
@@ -235,6 +235,11 @@ def _norms(block: Any) -> Iterable[Any]:
     return (getattr(attn, "q_norm", None), getattr(attn, "k_norm", None))
 
 
+def _weight(product: Any) -> Any:
+    """Returns what tells a product from others: its parameter, or itself where its weight is made anew at each look."""
+    return product._parameters.get("weight", product) if isinstance(product, nn.Module) else product.weight
+
+
 def _weight_trains(product: Any) -> bool:
-    weight = getattr(product, "weight", None)
+    weight = _weight(product)
     return isinstance(weight, Tensor) and weight.requires_grad

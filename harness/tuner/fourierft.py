@@ -6,6 +6,8 @@ shape; each layer trains n_frequency values. Deviation: they start at zero, so t
 by a real transform, see `spectral.py`, which says what a step costs.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -75,16 +77,17 @@ def build(config: FourierftConfig, loaded: "Loaded", policy: "Policy", outlook: 
         if config.n_frequency > inputs * outputs:
             remedy = f"is more than the {inputs * outputs} entries of {name}"
             raise reject("tuner.n_frequency", config.n_frequency, remedy)
-    tuned = wrap(
-        loaded,
-        policy,
-        config,
-        FourierFTConfig,
-        n_frequency=config.n_frequency,
-        scaling=config.scaling,
-        random_loc_seed=config.random_loc_seed,
-        init_weights=config.init is Start.zero,
-    )
+    with _one_draw_a_size():
+        tuned = wrap(
+            loaded,
+            policy,
+            config,
+            FourierFTConfig,
+            n_frequency=config.n_frequency,
+            scaling=config.scaling,
+            random_loc_seed=config.random_loc_seed,
+            init_weights=config.init is Start.zero,
+        )
     layers: list[Any] = list(tuned.model.modules())
     for layer in layers:
         if hasattr(layer, "fourierft_spectrum"):
@@ -92,3 +95,28 @@ def build(config: FourierftConfig, loaded: "Loaded", policy: "Policy", outlook: 
             layer.indices = {adapter: places.to(outlook.device) for adapter, places in layer.indices.items()}
     transform_real(tuned.model)
     return tuned
+
+
+@contextmanager
+def _one_draw_a_size() -> Iterator[None]:
+    """Lets PEFT draw the places of a layer's entries once for all layers of its size.
+
+    It permutes all entries of a weight, from one seed for all layers: a second or more for each of 4B's 252 layers,
+    of which five sizes differ.
+    """
+    import torch
+
+    original = torch.randperm
+    drawn: dict[tuple[int, int], torch.Tensor] = {}
+
+    def randperm(size: int, *, generator: torch.Generator) -> torch.Tensor:
+        key = size, generator.initial_seed()
+        if key not in drawn:
+            drawn[key] = original(size, generator=generator)
+        return drawn[key]
+
+    torch.randperm = randperm  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.randperm = original

@@ -13,6 +13,7 @@ from harness.memory import fp8_replace
 from harness.memory.fp8_linear import LARGEST, Fp8Linear, fp8_linear, quantize, quantize_rows
 from harness.memory.precision import checked_precision
 from harness.model.forward import supervised_loss
+from harness.trainer.flops import survey
 
 BF16 = "model.dtype=bfloat16"
 
@@ -235,3 +236,8 @@ def test_the_gpus_product_is_the_emulations(keep, tokens, compiled):
             results.append((y.detach().cpu().float(), x.grad.cpu().float()))
         for expected, got in zip(*results, strict=True):
             assert (got - expected).norm() < 0.01 * expected.norm()
+
+
+def test_products_cost_as_many_flops_as_in_bfloat16(make_fp8, make_tuned, make_batch):
+    plain, rounded = (survey(tuned.base).of(make_batch(0, 1)) for tuned in (make_tuned(BF16), make_fp8()))
+    assert rounded == plain

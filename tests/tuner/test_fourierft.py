@@ -165,3 +165,17 @@ def test_a_step_on_a_gpu_waits_for_nothing_and_compiles(layer):
         torch.cuda.set_sync_debug_mode("default")
     expected, ours = step(layer), step(torch.compile(layer, fullgraph=True))
     assert (ours - expected).norm() < 0.01 * expected.norm()
+
+
+def test_places_are_those_that_peft_draws_once_for_each_size(make_tuned, monkeypatch):
+    sizes, original = [], torch.randperm
+    monkeypatch.setattr(torch, "randperm", lambda size, **options: sizes.append(size) or original(size, **options))
+    tuned = make_tuned("tuner=fourierft")
+    layers = [layer for layer in tuned.model.modules() if hasattr(layer, "fourierft_spectrum")]
+    assert len(sizes) == len(set(sizes)) < len(layers)
+    layer = layers[-1]
+    seed = torch.Generator().manual_seed(layer.fourierft_random_loc_seed["default"])
+    number = layer.fourierft_n_frequency["default"]
+    places = original(layer.in_features * layer.out_features, generator=seed)[:number]
+    expected = torch.stack([places // layer.in_features, places % layer.in_features])
+    assert torch.equal(layer.indices["default"], expected)
