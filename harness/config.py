@@ -24,6 +24,7 @@ VOLATILE = (
     "trainer.debug_syncs",
     "trainer.profile_steps",
     "data.workers",
+    "data.prefetch",
     "data.index_workers",
     "data.cache_dir",
     "data.vit_cache.folder",

@@ -196,6 +196,8 @@ class DataConfig:
     """A row that can not be used ends the run (raise), or is counted, listed and left out (skip)."""
     workers: int = 2
     """Processes per device that decode images ahead of the training step; 0 decodes between steps."""
+    prefetch: int = 2
+    """Batches that each of the workers makes ahead; more evens out images that are slow to decode, and takes memory."""
     index_workers: int | None = None
     """Processes that tokenise rows and read image headers before training; null takes one per CPU core."""
     cache_dir: str | None = "outputs/cache"
@@ -224,6 +226,10 @@ class DataConfig:
                 raise reject(f"data.{key}", value, "give at least 1")
         if self.workers < 0:
             raise reject("data.workers", self.workers, "give 0 or more")
+        if self.prefetch < 1:
+            raise reject("data.prefetch", self.prefetch, "give at least 1")
+        if self.prefetch != 2 and not self.workers:
+            raise reject("data.prefetch", self.prefetch, "has no effect with data.workers=0")
         if "" in self.channels or len(set(self.channels)) < len(self.channels):
             raise reject("data.channels", self.channels, "name each channel once")
         self._check_batching()

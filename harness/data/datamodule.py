@@ -161,6 +161,7 @@ class DataModule(L.LightningDataModule):
             accumulate=self._accumulate,
             num_batches=(self.total_steps - self.start_step) * self._accumulate,
             workers=self._config.workers,
+            prefetch=self._config.prefetch,
             on_skipped=self._leave_out("train"),
         )
 

@@ -106,13 +106,14 @@ class _Batches(Dataset, Generic[T]):
             return _Failure(str(error))
 
 
-def load(make: Callable[[Any], T], plan: Iterable[Any], workers: int) -> Iterator[T]:
+def load(make: Callable[[Any], T], plan: Iterable[Any], workers: int, prefetch: int = 2) -> Iterator[T]:
     """Starts workers and returns the batch of each entry of a plan, in order, made ahead in these processes.
 
     Args:
         make: Makes one batch; runs in a worker, on CPU tensors.
         plan: What each batch is to hold; may be endless.
         workers: Processes; 0 makes each batch when it is asked for.
+        prefetch: Batches that each of them makes ahead.
 
     Raises:
         UserError: A batch can not be made; the message is that of the worker's error.
@@ -123,6 +124,7 @@ def load(make: Callable[[Any], T], plan: Iterable[Any], workers: int) -> Iterato
         batch_size=None,
         collate_fn=_identity,
         num_workers=workers,
+        prefetch_factor=prefetch if workers else None,
         pin_memory=torch.cuda.is_available(),
         # A generator of its own: the loader draws a seed for its workers, which would move the run's global one.
         generator=torch.Generator(),
@@ -169,6 +171,7 @@ class StepLoader:
         accumulate: int,
         num_batches: int,
         workers: int,
+        prefetch: int = 2,
         on_skipped: Callable[[list[tuple[str, str, str]]], None],
     ) -> None:
         """Keeps its arguments.
@@ -179,13 +182,14 @@ class StepLoader:
             accumulate: Micro-batches of an optimiser step.
             num_batches: Micro-batches to yield.
             workers: Processes that decode.
+            prefetch: Batches that each of them makes ahead.
             on_skipped: Told of the samples that a batch leaves out.
         """
         self._make = make
         self._plan = plan
         self._accumulate = accumulate
         self._num_batches = num_batches
-        self._workers = workers
+        self._workers, self._prefetch = workers, prefetch
         self._on_skipped = on_skipped
         self._wait_seconds = 0.0
         self._begun: tuple[Iterator[Planned], Iterator[Batch]] | None = None
@@ -221,7 +225,7 @@ class StepLoader:
 
     def _begin(self) -> tuple[Iterator[Planned], Iterator[Batch]]:
         plan, counted = tee(islice(self._plan, self._num_batches))
-        return counted, load(self._make, (planned.units for planned in plan), self._workers)
+        return counted, load(self._make, (planned.units for planned in plan), self._workers, self._prefetch)
 
     def take_wait_seconds(self) -> float:
         """Returns the seconds spent waiting for workers since the last call."""

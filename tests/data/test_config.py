@@ -40,6 +40,8 @@ def test_rows_over_the_limit_are_dropped_by_default():
         ),
         (lambda: DataConfig(max_tokens_per_batch=0), r"data\.max_tokens_per_batch=0: give at least 1"),
         (lambda: DataConfig(padding_free=True, padding_side=PaddingSide.left), r"padding_side=left: has no effect"),
+        (lambda: DataConfig(prefetch=0), r"data\.prefetch=0: give at least 1"),
+        (lambda: DataConfig(prefetch=4, workers=0), r"data\.prefetch=4: has no effect with data\.workers=0"),
         (lambda: DataConfig(index_workers=0), r"data\.index_workers=0: give at least 1"),
     ],
 )

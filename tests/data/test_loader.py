@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from harness.data import loader as data_loader
 from harness.data.layout import PADDED, Kind, Layout
 from harness.data.loader import MakeBatch, Planned, StepLoader, load
 from harness.data.media.image import ImageRef
@@ -46,6 +47,14 @@ def _loader(samples, encoder, *, skip=False, layout=PADDED, start=0, num_batches
 
 def _seen(loader):
     return [(batch.origins, batch.step_supervised, batch.targets.tolist()) for batch in loader]
+
+
+def test_workers_make_as_many_batches_ahead_as_told(samples, encoder, monkeypatch):
+    seen = {}
+    original = data_loader.DataLoader
+    monkeypatch.setattr(data_loader, "DataLoader", lambda *a, **k: seen.update(k) or original(*a, **k))
+    next(load(len, [[1]], 1, 5))
+    assert seen["prefetch_factor"] == 5
 
 
 @pytest.mark.parametrize("workers", [1, 2])
