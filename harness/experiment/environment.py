@@ -10,7 +10,7 @@ import torch
 
 PACKAGES = (
     "torch", "transformers", "peft", "lightning", "hydra-core", "omegaconf", "datasets", "tokenizers", "safetensors",
-    "pillow", "numpy", "flash-attn", "deepspeed", "bitsandbytes", "liger-kernel", "schedulefree",
+    "pillow", "numpy", "flash-attn", "flash-attn-4", "deepspeed", "bitsandbytes", "schedulefree",
     "wandb",
 )  # fmt: skip
 """Packages whose version can change a result or its speed."""

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 _PACKAGES = {
     Attention.flash_attention_2: ("flash_attn", "pip install flash-attn --no-build-isolation"),
     Attention.flash_attention_3: ("flash_attn_interface", "build flash-attention's hopper folder"),
-    Attention.flash_attention_4: ("flash_attn.cute", "pip install flash-attn-4"),
+    Attention.flash_attention_4: ("flash_attn.cute", "pip install -e '.[hopper]'"),
 }
 _TEXT = Attention.varlen.name
 _VISION = "flash_varlen"

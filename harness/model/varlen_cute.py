@@ -1,7 +1,7 @@
 """The varlen operators by FlashAttention-4 (package flash-attn-4), whose kernels are made for Hopper and later GPUs.
 
 Its two inner functions are called, for the public one brings an autograd of its own, which torch.compile can not take
-into a graph. They are not the package's promise: the version is pinned in constraints.txt.
+into a graph. They are not the package's promise: the extra `hopper` of pyproject.toml pins the version.
 
 Shapes: as in `varlen`.
 """
