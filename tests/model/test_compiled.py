@@ -4,10 +4,13 @@ import pytest
 import torch
 import torch._dynamo.testing
 
+from harness import registry
 from harness.config import RunConfig
 from harness.model import compiled
 from harness.model.forward import supervised_loss
 
+# Dynamo looks at the gradient of whatever comes in.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
@@ -34,9 +37,23 @@ def gradients(tuned, batches):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("choice", ["tuner=lora", "tuner=dora", "tuner=full"])
-def test_equal_blocks_share_a_program_that_computes_the_same(make_tuned, make_batch, counter, choice):
+@pytest.mark.parametrize(
+    ("choice", "policy", "programs"),
+    [
+        # The first decoder layer, whose input needs no gradient under an adapter, the others, and the ViT's blocks.
+        ("tuner=lora", "none", {3}),
+        ("tuner=dora", "none", {3}),
+        ("tuner=full", "none", {2}),
+        ("tuner=lora", "selective", {3}),
+        # torch 2.11 computes again with other guards than it computed with.
+        ("tuner=lora", "full", {3, 5}),
+    ],
+)
+def test_equal_blocks_share_a_program_that_computes_the_same(
+    make_tuned, make_config, make_batch, counter, choice, policy, programs
+):
     tuned, batches = make_tuned(choice), [make_batch(0, 1), make_batch(2, 3), make_batch(0, 1, 2, 3)]
+    registry.build("memory", make_config(f"memory.checkpointing={policy}").memory, tuned.base)
     tuned.model.train()
     losses, grads = gradients(tuned, batches)
     grads = {name: grad.clone() for name, grad in grads.items()}
@@ -46,8 +63,7 @@ def test_equal_blocks_share_a_program_that_computes_the_same(make_tuned, make_ba
     assert found_grads.keys() == grads.keys()
     for name, grad in grads.items():
         torch.testing.assert_close(found_grads[name], grad, msg=name)
-    # The first decoder layer, whose input needs no gradient under an adapter, the others, and the ViT's blocks.
-    assert counter.frame_count == (2 if choice == "tuner=full" else 3)
+    assert counter.frame_count in programs
     assert not compiled.graph_breaks()
 
 
