@@ -132,11 +132,8 @@ def test_settings_that_this_machine_lacks(make_config, monkeypatch):
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    found = verdict.of_settings(make_config("trainer.accelerator=gpu", "model.attention=varlen"))
-    assert found == [
-        "trainer.accelerator=gpu: torch sees no GPU here; use cpu or auto",
-        "model.attention=varlen: needs a GPU; use sdpa here",
-    ]
+    found = verdict.of_settings(make_config("trainer.accelerator=gpu"))
+    assert found == ["trainer.accelerator=gpu: torch sees no GPU here; use cpu or auto"]
     assert verdict.of_settings(make_config()) == []
 
 
