@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 from process import run_harness
-from tuner_tables import render
+from tuner_tables import best_rate, render
 
 ROOT = Path(__file__).parent.parent
 TABLE = yaml.safe_load((ROOT / "benchmarks" / "tuner_table.yaml").read_text(encoding="utf-8"))
@@ -135,12 +135,11 @@ def digits_runs(name: str, phase: str, lrs: list[float], seeds: tuple[int, ...])
     ]
 
 
-def best_rate(book: Book, name: str) -> list[float]:
-    """Returns the rate of the best held-out accuracy, of equal ones that of the lower loss; none if all runs failed."""
-    runs = [book.entries.get(run.key, {}) for run in digits_runs(name, "choose", rates(name), (0,))]
-    done = [run for run in runs if run.get("status") == "completed"]
-    scored = [(run["val"]["val/exact_match"], -run["val"]["val/loss"], run["lr"]) for run in done]
-    return [max(scored)[2]] if scored else []
+def chosen_rate(book: Book, name: str) -> list[float]:
+    """Returns the rate that the runs on held-out rows chose, none if all of them failed."""
+    runs = [book.entries.get(run.key) for run in digits_runs(name, "choose", rates(name), (0,))]
+    rate = best_rate(entry for entry in runs if entry is not None)
+    return [] if rate is None else [rate]
 
 
 def rates(name: str) -> list[float]:
@@ -154,7 +153,7 @@ def digits(args: argparse.Namespace, methods: list[str]) -> None:
     book.measure(
         [run for name in methods for run in digits_runs(name, "choose", rates(name), (0,))], args.jobs, deadline
     )
-    report = [run for name in methods for run in digits_runs(name, "report", best_rate(book, name), SEEDS)]
+    report = [run for name in methods for run in digits_runs(name, "report", chosen_rate(book, name), SEEDS)]
     book.measure(report, args.jobs, deadline)
 
 

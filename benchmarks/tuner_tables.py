@@ -87,8 +87,10 @@ def speed(entry: Entry | None) -> list[str]:
 def digits(table: dict[str, Any], entries: list[Entry]) -> str:
     """Renders one row a method, best mean accuracy first, and says which the seeds do not tell from the best."""
     runs: dict[str, list[Entry]] = {}
+    chosen = {name: best_rate([entry for entry in entries if entry["method"] == name]) for name in table["methods"]}
     for entry in entries:
-        if entry["phase"] == "report" and entry["status"] == "completed":
+        # A wider grid may choose another rate than the one that runs of before were reported with.
+        if entry["phase"] == "report" and entry["status"] == "completed" and entry["lr"] == chosen[entry["method"]]:
             runs.setdefault(entry["method"], []).append(entry)
     scores = {name: [run["val"]["val/exact_match"] for run in found] for name, found in runs.items()}
     ranked = sorted(scores, key=lambda name: -statistics.mean(scores[name]))
@@ -105,6 +107,13 @@ def digits(table: dict[str, Any], entries: list[Entry]) -> str:
     if missing:
         text += f"\nWithout a completed run: {', '.join(missing)}.\n"
     return text + machines(entries)
+
+
+def best_rate(entries: Iterable[Entry]) -> float | None:
+    """Returns the rate of the best held-out accuracy, of equal ones that of the lower loss; None if no run was one."""
+    done = [entry for entry in entries if entry["phase"] == "choose" and entry["status"] == "completed"]
+    scored = [(entry["val"]["val/exact_match"], -entry["val"]["val/loss"], entry["lr"]) for entry in done]
+    return max(scored)[2] if scored else None
 
 
 def row(name: str, table: dict[str, Any], runs: list[Entry], scores: list[float]) -> list[str]:

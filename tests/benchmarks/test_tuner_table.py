@@ -72,6 +72,11 @@ def render(docs, tmp_path):
     return make
 
 
+def chosen(*methods, lr=3e-3):
+    """Runs that choose the rate at which entries are made up."""
+    return [entry("digits", method, phase="choose", seed=0, lr=lr) for method in methods]
+
+
 def test_digits_are_ranked_by_mean_and_overlap_is_said(render):
     seeds = (1, 2, 3)
     text = render(
@@ -81,6 +86,8 @@ def test_digits_are_ranked_by_mean_and_overlap_is_said(render):
             entry("digits", "full", score, seed=seed, lr=1e-2)
             for seed, score in zip(seeds, (0.5, 0.6, 0.7), strict=True)
         ),
+        *chosen("lora", "dora"),
+        *chosen("full", lr=1e-2),
         entry("digits", "vera", 0.99, phase="choose"),
         entry("digits", "bone", status="diverged", error="DivergedError: nan"),
     )
@@ -97,7 +104,9 @@ def test_digits_are_ranked_by_mean_and_overlap_is_said(render):
 
 
 def test_a_rate_at_the_edge_of_the_grid_is_marked(render):
-    text = render(entry("digits", "lora", lr=3e-2), entry("digits", "dora", lr=1e-2))
+    rates = {"lora": 3e-2, "dora": 1e-2}
+    entries = [entry("digits", name, lr=lr) for name, lr in rates.items()]
+    text = render(*entries, *(run for name, lr in rates.items() for run in chosen(name, lr=lr)))
     assert "| 0.03* |" in text and "| 0.01 |" in text
 
 
@@ -117,14 +126,20 @@ def test_speed_and_memory_stand_beside_the_paper_and_errors_in_their_place(rende
 
 
 def test_later_results_replace_those_stored_and_others_stay(render, docs):
-    render(entry("digits", "lora", 0.1), entry("digits", "dora", 0.2))
+    render(entry("digits", "lora", 0.1), entry("digits", "dora", 0.2), *chosen("lora", "dora"))
     text = render(entry("digits", "lora", 0.7))
     assert "| lora | 0.7000" in text and "| dora | 0.2000" in text
-    assert len(json.loads((docs / "results" / "tuners_digits.json").read_text())) == 2
+    assert len(json.loads((docs / "results" / "tuners_digits.json").read_text())) == 4
+
+
+def test_reports_at_another_rate_than_the_chosen_one_do_not_count(render):
+    old, new = entry("digits", "lora", 0.1, lr=1e-2), entry("digits", "lora", 0.7, lr=3e-2)
+    text = render(old, new, entry("digits", "lora", 0.2, phase="choose", lr=1e-2), *chosen("lora", lr=3e-2))
+    assert "| lora | 0.7000 | 0.7000 to 0.7000 | 1 | 0.03* |" in text
 
 
 def test_every_row_of_a_table_has_as_many_cells(render):
-    text = render(entry("digits", "lora"), entry("gpu", "lora"))
+    text = render(entry("digits", "lora"), entry("gpu", "lora"), *chosen("lora"))
     tables = re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)
     assert len(tables) == 4
     for table in tables:
