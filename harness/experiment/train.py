@@ -32,9 +32,10 @@ from harness.logging.progress import Progress
 from harness.logging.run_info import RunInfo
 from harness.logging.setup import setup_logging
 from harness.logging.tracker import finish
+from harness.memory.config import AUTO
 from harness.memory.precision import checked_precision
 from harness.memory.resolve import Resolved, resolve
-from harness.model.compiled import compile_blocks, will_compile
+from harness.model.compiled import compile_blocks, graph_breaks, will_compile
 from harness.model.loading import Loaded
 from harness.model.processor import Processor, load_processor
 from harness.model.weights import Weights
@@ -129,6 +130,8 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
         startup.end(Phase.trainer)
         with nullcontext() if syncs is None else syncs.counting():
             fit(trainer, module, data, checkpointer)
+        for reason, count in graph_breaks().items():
+            log.warning("compiled blocks fell back to Python in %d places: %s", count, reason)
     if not trainer.is_global_zero:
         return {}
     if config.trainer.load_best:
@@ -153,7 +156,9 @@ def _tuned(
     settle(tuned, loaded.new_tokens, config.model.train_new_tokens)
     check_reachable(tuned.model, data.shows_something)
     compiled = will_compile(config, tuned.base.config.model_type, device)
-    resolved = resolve(config, tuned, data.largest_batch(), device, compiled)
+    # Rows are looked through for it, which only a prediction needs.
+    extent = data.largest_batch() if config.memory.checkpointing == AUTO else None
+    resolved = resolve(config, tuned, extent, device, compiled)
     build("memory", resolved.config, tuned.base, device)
     if compiled:
         compile_blocks(tuned.base, config.data.has_one_length)

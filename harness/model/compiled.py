@@ -6,6 +6,7 @@ filled; the number of patches differs from batch to batch, and the ViT's program
 """
 
 import logging
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -52,8 +53,8 @@ def compile_blocks(model: nn.Module, one_length: bool) -> None:
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _PROGRAMS)
     towers: Any = model.model
-    towers.language_model.run_block = _compiled(0 if one_length else 1)
-    towers.visual.run_block = _compiled(None)
+    towers.language_model.run_block = _compiled(None if one_length else 1)
+    towers.visual.run_block = _compiled(0)
     log.info("compiling decoder layers and ViT blocks; the first step takes longer")
 
 
@@ -61,8 +62,8 @@ def _compiled(varying: int | None) -> Callable[..., Tensor]:
     """Returns a compiled `run_block`.
 
     Args:
-        varying: What differs between batches: 0, the number of samples alone; 1, the tokens of the row too; None, the
-            patches, in the first dimension.
+        varying: The dimension of the hidden state that differs between batches, beside their number of samples; None
+            where none does.
     """
     program = torch.compile(run_block)
 
@@ -70,15 +71,14 @@ def _compiled(varying: int | None) -> Callable[..., Tensor]:
         for name in ("cu_seqlens", "cu_seq_lens_q"):
             if name in told:
                 torch._dynamo.maybe_mark_dynamic(told[name], 0)
-        if varying != 0:
-            dimension = varying or 0
-            for tensor in (hidden, *told["position_embeddings"]):
-                torch._dynamo.maybe_mark_dynamic(tensor, dimension)
+        for tensor in (hidden, *told["position_embeddings"]) if varying is not None else ():
+            torch._dynamo.maybe_mark_dynamic(tensor, varying)
         return program(block, hidden, **told)
 
     return run
 
 
 def graph_breaks() -> dict[str, int]:
-    """Returns the reasons for which compiled blocks fell back to Python so far, and how often."""
-    return dict(torch._dynamo.utils.counters["graph_break"])
+    """Returns the reasons for which compiled blocks fell back to Python so far, and how often; imports no compiler."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return {} if dynamo is None else dict(dynamo.counters["graph_break"])
