@@ -76,8 +76,7 @@ def may_keep_features(config: RunConfig, data: DataModule) -> bool:
     mode = config.data.vit_cache.mode
     if mode is not CacheMode.auto:
         return mode is CacheMode.always
-    comes_again = data.train_samples is not None and data.total_steps > data.steps_per_epoch(config.trainer.devices)
-    return comes_again and data.shows_something
+    return _seen_once(config, data) is None and data.shows_something
 
 
 def close_feature_cache(cache: FeatureCache, data: DataModule, tuned: Tuned) -> None:
@@ -121,13 +120,20 @@ def _useless(config: RunConfig, data: DataModule, visual: torch.nn.Module, num_b
     parameters = sum(parameter.numel() for parameter in visual.parameters())
     if parameters < SMALLEST_TOWER:
         return f"it has {parameters:,} parameters, and is as fast as a file"
+    if (reason := _seen_once(config, data)) is not None:
+        return reason
+    if num_bytes > _max_bytes(config):
+        bound = f"data.vit_cache.max_gib={config.data.vit_cache.max_gib:g}"
+        return f"its features take {num_bytes / 2**30:.3g} GiB, over {bound}"
+    return None
+
+
+def _seen_once(config: RunConfig, data: DataModule) -> str | None:
+    """Returns why no row may come a second time, or None."""
     if data.train_samples is None:
         return "rows of a stream may never come again"
     if data.total_steps <= data.steps_per_epoch(config.trainer.devices):
         return "no row comes a second time in this run (mode=always keeps them for other runs)"
-    if num_bytes > _max_bytes(config):
-        bound = f"data.vit_cache.max_gib={config.data.vit_cache.max_gib:g}"
-        return f"its features take {num_bytes / 2**30:.3g} GiB, over {bound}"
     return None
 
 
