@@ -11,6 +11,7 @@ on only the low-rank path is dropped, where PEFT runs the frozen layer a second 
 Shapes: T tokens, I inputs and O outputs of a layer, r rank, R ranks of a group together.
 """
 
+import logging
 from collections.abc import Callable
 from types import MethodType
 from typing import Any
@@ -23,19 +24,18 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen3_vl import modeling_qwen3_vl as stock
 
+log = logging.getLogger(__name__)
+
 _ADAPTER = "default"
 
 
-def fuse(language: nn.Module) -> int:
+def fuse(language: nn.Module) -> None:
     """Makes attentions and MLPs of a text model run their adapted layers in groups, in place.
 
-    What it does not know, a group with another kind of layer in it, is left as it is.
+    What it does not know, a group with another kind of layer in it, is left as it is; the log has how many were known.
 
     Args:
         language: The text model, with PEFT's modules in it.
-
-    Returns:
-        How many attentions and MLPs now do.
     """
     changed = 0
     modules: list[Any] = list(language.modules())
@@ -56,7 +56,7 @@ def fuse(language: nn.Module) -> int:
             module.forward_apart = module.forward
             module.forward = MethodType(forward, module)
             changed += 1
-    return changed
+    log.info("tuner.fused: %d attentions and MLPs of the LLM train in groups", changed)
 
 
 def _known(layer: nn.Module) -> bool:

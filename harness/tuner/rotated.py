@@ -25,14 +25,11 @@ _WIDTH = 64
 """Widest tile made of narrower blocks; a wider block is a tile of its own."""
 
 
-def rotate_inputs(model: nn.Module) -> int:
+def rotate_inputs(model: nn.Module) -> None:
     """Makes BOFT's linear layers of one factor rotate their input, in place.
 
     Args:
         model: The model, with PEFT's modules in it.
-
-    Returns:
-        How many layers now do.
     """
     adapted: list[Any] = [layer for layer in model.modules() if type(layer) is BoftLinear]
     changed = [layer for layer in adapted if len(layer.boft_R[_ADAPTER]) == 1]
@@ -40,7 +37,6 @@ def rotate_inputs(model: nn.Module) -> int:
         assert layer.boft_P[0].diagonal().all(), "one factor, and a permutation"
         layer.forward_apart = layer.forward
         layer.forward = MethodType(_forward, layer)
-    return len(changed)
 
 
 def _forward(self: Any, x: Tensor) -> Tensor:

@@ -26,14 +26,11 @@ from torch import Tensor, nn
 _ADAPTER = "default"
 
 
-def transform_real(model: nn.Module) -> int:
+def transform_real(model: nn.Module) -> None:
     """Makes FourierFT's linear layers use real transforms in training, in place.
 
     Args:
         model: The model, with PEFT's modules in it.
-
-    Returns:
-        How many layers now do.
     """
     changed: list[Any] = [layer for layer in model.modules() if type(layer) is FourierFTLinear]
     for layer in changed:
@@ -42,7 +39,6 @@ def transform_real(model: nn.Module) -> int:
         layer.register_buffer("sources", sources_M, persistent=False)
         layer.forward_apart = layer.forward
         layer.forward = MethodType(_forward, layer)
-    return len(changed)
 
 
 def fold(indices_2N: Tensor, outputs: int, inputs: int) -> tuple[Tensor, Tensor]:

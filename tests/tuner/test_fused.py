@@ -4,27 +4,13 @@ import pytest
 import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 
-from harness.model.forward import supervised_logits, supervised_loss
+from harness.model.forward import supervised_logits
 from harness.tuner import fused
 
 
-def results(tuned, batch):
-    """Returns logits, and the gradients of all that trains, of one training step."""
-    tuned.model.zero_grad()
-    torch.manual_seed(0)
-    loss = supervised_loss(tuned.base, batch)
-    loss.backward()
-    grads = {name: p.grad.clone() for name, p in tuned.model.named_parameters() if p.requires_grad}
-    with torch.no_grad():
-        return supervised_logits(tuned.base, batch), grads
-
-
-def apart(tuned):
-    """Puts PEFT's forward passes back."""
-    found = [module for module in tuned.model.modules() if hasattr(module, "forward_apart")]
-    for module in found:
-        module.forward = module.forward_apart
-    return found
+def grouped(tuned):
+    """Returns the attentions and MLPs that run in groups."""
+    return [module for module in tuned.model.modules() if hasattr(module, "forward_apart")]
 
 
 def moved(tuned):
@@ -39,12 +25,12 @@ def moved(tuned):
 
 @pytest.mark.parametrize("mlps", [4, 0])
 @pytest.mark.parametrize("name", ["lora", "dora"])
-def test_groups_compute_what_single_layers_do(make_tuned, make_batch, name, mlps):
+def test_groups_compute_what_single_layers_do(against_peft, name, mlps):
     targets = [] if mlps else ["tuner.target_modules=[q_proj,v_proj]", "tuner.rank_pattern={v_proj:3}"]
-    tuned, batch = moved(make_tuned(f"tuner={name}", "tuner.dropout=0", *targets)), make_batch(0, 1, 2)
-    logits, grads = results(tuned, batch)
-    assert len(apart(tuned)) == 4 + mlps
-    expected, expected_grads = results(tuned, batch)
+    (logits, grads), (expected, expected_grads), layers = against_peft(
+        f"tuner={name}", "tuner.dropout=0", *targets, spread=0.05
+    )
+    assert len(layers) == 4 + mlps
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
     assert len(grads) > 8 and all(grad.abs().max() > 0 for grad in grads.values())
     for key, grad in expected_grads.items():
@@ -91,7 +77,7 @@ def test_adapters_that_are_off_or_merged_are_left_out(make_tuned, make_batch):
 
 
 def test_fused_can_be_switched_off(make_tuned):
-    assert apart(make_tuned("tuner=lora")) and not apart(make_tuned("tuner=lora", "tuner.fused=false"))
+    assert grouped(make_tuned("tuner=lora")) and not grouped(make_tuned("tuner=lora", "tuner.fused=false"))
 
 
 def test_what_trains_in_the_frozen_layers_place_is_left_alone(make_tuned):
