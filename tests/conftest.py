@@ -1,5 +1,7 @@
 import copy
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import hypothesis
 import pytest
@@ -28,6 +30,21 @@ def loaded_registry() -> None:
 @pytest.fixture(autouse=True)
 def fixed_seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def no_waits():
+    """Within it, an operation that makes the host wait for the GPU is an error."""
+
+    @contextmanager
+    def forbidden() -> Iterator[None]:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    return forbidden
 
 
 @pytest.fixture(scope="session")

@@ -209,7 +209,6 @@ def test_an_older_gpu_is_refused_by_name(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("keep", [True, False])
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo does
 def test_compiles_without_a_break(keep):
     layer = Fp8Linear(quantize([torch.randn(48, 32)], keep), None, torch.bfloat16)
     x = torch.randn(7, 32, dtype=torch.bfloat16, requires_grad=True)

@@ -273,16 +273,12 @@ def test_what_generation_sees_of_images_is_that_under_sdpa(on_gpu, stock_inputs,
 
 
 @gpu
-@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
-def test_the_text_side_does_not_wait_for_the_device(on_gpu, make_samples, lay_out):
+def test_the_text_side_does_not_wait_for_the_device(on_gpu, make_samples, lay_out, no_waits):
     """Every index comes with the batch; the vision tower reads its grids, so this is a batch of text."""
     from harness.model.forward import supervised_logits
 
     model = on_gpu("varlen")
     batch = lay_out(model, [make_samples("text")], length=128).to("cuda")
     supervised_logits(model, batch)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waits():
         supervised_logits(model, batch).sum().backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

@@ -29,3 +29,26 @@ def against_peft(make_tuned, make_batch):
         return ours, results(tuned, batch), layers
 
     return compare
+
+
+@pytest.fixture
+def check_on_gpu(no_waits):
+    """Returns a function that runs a layer's steps on a GPU: none waits for it, and compiled ones give the same."""
+
+    def check(layer):
+        layer, x = layer.cuda(), torch.randn(64, layer.in_features, device="cuda").bfloat16().requires_grad_()
+        layer.base_layer.bfloat16()
+
+        def step(forward):
+            with torch.autocast("cuda", torch.bfloat16):
+                out = forward(x)
+            out.backward(out.detach())
+            return out
+
+        expected = step(layer)
+        with no_waits():
+            step(layer)
+        ours = step(torch.compile(layer, fullgraph=True))
+        assert (ours - expected).norm() < 0.01 * expected.norm()
+
+    return check
