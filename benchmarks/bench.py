@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from gpu_watch import under_load, watched
 from performance_tables import render
 from process import ROOT, Outcome, run_harness
 from tables import card, read_json
@@ -104,14 +105,21 @@ def measure(name: str, more: list[str], out: Path) -> Entry:
     """Runs a workload and shows its figures."""
     chosen = [*overrides(name), *more]
     folder = out / f"{name}_{time.time_ns()}"
-    outcome = run_harness(chosen, folder, BENCH["limit_s"], {})
-    path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    made = entry(name, chosen, outcome, [json.loads(line) for line in lines])
+    out.mkdir(parents=True, exist_ok=True)
+    samples = folder.with_suffix(".csv")
+    with watched(samples):
+        outcome = run_harness(chosen, folder, BENCH["limit_s"], {})
+    rows = [json.loads(line) for line in _lines(folder / "metrics.jsonl")]
+    made = entry(name, chosen, outcome, rows) | under_load(_lines(samples))
     shown = ("tokens_per_s", "tokens_per_s_min", "tokens_per_s_max", "mfu", "peak_allocated_gib", "startup_time_s")
+    shown += ("sm_clock_mhz", "power_w")
     words = ", ".join(f"{key} {made[key]:,.4g}" for key in shown if made.get(key) is not None)
     print(f"{name}: {made['error'] or words}; {folder}", flush=True)
     return made
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
 
 
 def keep(made: Entry, results: Path) -> None:

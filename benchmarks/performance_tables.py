@@ -8,7 +8,7 @@ from tables import failure, fill, markdown, read_json
 Entry = dict[str, Any]
 HEADER = (
     *("workload", "tokens/s", "min to max", "MFU", "of measured peak", "supervised/s", "samples/s", "peak GiB"),
-    *("waits for data", "start, s", "goal", "ms-swift 4.6"),
+    *("waits for data", "SM MHz", "start, s", "goal", "ms-swift 4.6"),
 )
 
 
@@ -53,9 +53,17 @@ def cells(entry: Entry | None, workload: Entry) -> list[str]:
         f"{entry['samples_per_s']:,.1f}",
         "" if entry["peak_allocated_gib"] is None else f"{entry['peak_allocated_gib']:.1f}",
         percent(entry["data_wait_fraction"]),
+        _clock(entry),
         f"{entry['startup_time_s']:.1f}",
         *aims,
     ]
+
+
+def _clock(entry: Entry) -> str:
+    """Returns the clock under load, of the highest one."""
+    if entry.get("sm_clock_mhz") is None:
+        return ""
+    return f"{entry['sm_clock_mhz']:,.0f} of {entry['max_sm_clock_mhz']:,.0f} at {entry['power_w']:,.0f} W"
 
 
 def machine(entry: Entry) -> str:

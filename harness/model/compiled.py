@@ -1,8 +1,9 @@
-"""Compiles the blocks of both towers with torch.compile: one program for all decoder layers, one for the ViT's blocks.
+"""Compiles the blocks of both towers with torch.compile, one program for decoder layers and one for the ViT's blocks.
 
 A block is compiled, not the model: equal blocks share their program, so that 36 layers cost one compilation, and what
-stands between them (embeddings, DeepStack, the head) is a few operations. The text side has one length where packs are
-filled; the number of patches differs from batch to batch, and the ViT's program takes any.
+stands between them (embeddings, DeepStack) is a few operations. Of the head, the step from logits to their gradient is
+compiled. The text side has one length where packs are filled; the number of patches differs from batch to batch, and
+the ViT's program takes any.
 """
 
 import logging
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from harness.config import RunConfig
 from harness.model.block import run_block
+from harness.model.loss import fused_slopes
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +57,9 @@ def compile_blocks(model: nn.Module, one_length: bool) -> None:
     towers: Any = model.model
     towers.language_model.run_block = _compiled(None if one_length else 1)
     towers.visual.run_block = _compiled(0)
+    # The number of supervised tokens differs from batch to batch.
+    head: Any = model.lm_head
+    head.slopes = torch.compile(fused_slopes, dynamic=True)
     log.info("compiling decoder layers and ViT blocks; the first step takes longer")
 
 

@@ -9,11 +9,13 @@ backward pass.
 
 Unlike the paper, a trained W has no gradient from the forward pass: held until the backward pass of all layers is
 through, it would cost V x D more at the peak, and the head is a tenth of the work at most. Nothing waits for the
-device. torch 2.13 has `linear_cross_entropy`, but 2.11 has not, and without reduction it computes logits twice.
+device. A compiled head carries `slopes` (`harness/model/compiled.py`). torch 2.13 has `linear_cross_entropy`, but 2.11
+has not, and without reduction it computes logits twice.
 
 Shapes: K supervised tokens, C tokens of a chunk, D width, V vocabulary.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -26,6 +28,7 @@ CHUNK = 1024
 """Tokens whose logits are there at once: 0.6 GB in float32 with Qwen3-VL's vocabulary, enough to fill a GPU."""
 _HALF_SCALE = 4096.0
 """Factor on the gradient of logits in float16: a probability of one in V lies below its normal numbers."""
+Slopes = Callable[[Tensor, Tensor, Tensor | None, float], tuple[Tensor, Tensor]]
 
 
 def head_loss(
@@ -42,7 +45,8 @@ def head_loss(
     if is_frozen_matrix(head):
         # Inside of a Function gradients look wanted in validation too.
         hidden_KD = hidden_KD if torch.is_grad_enabled() else hidden_KD.detach()
-        return _FrozenHead.apply(hidden_KD, head.weight, targets_K, weights_K)  # type: ignore[return-value]
+        slopes = getattr(head, "slopes", plain_slopes)
+        return _FrozenHead.apply(hidden_KD, head.weight, targets_K, weights_K, slopes)  # type: ignore[return-value]
     return _called(hidden_KD, head, targets_K, weights_K)
 
 
@@ -58,7 +62,7 @@ def is_frozen_matrix(head: nn.Module) -> bool:
 
 
 def chunk_loss(
-    hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor, weights_C: Tensor | None
+    hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor, weights_C: Tensor | None, slopes: Slopes
 ) -> tuple[Tensor, Tensor]:
     """Returns the loss of each token of a chunk (C,), and the gradient of their sum with respect to `hidden_CD`.
 
@@ -67,8 +71,19 @@ def chunk_loss(
         weight_VD: The head.
         targets_C: As for `head_loss`.
         weights_C: As for `head_loss`.
+        slopes: `plain_slopes` or `fused_slopes`.
     """
-    log_probs_CV = torch.log_softmax(F.linear(hidden_CD, weight_VD), dim=-1, dtype=torch.float32)
+    factor = _HALF_SCALE if weight_VD.dtype is torch.float16 else 1.0
+    loss_C, slope_CV = slopes(F.linear(hidden_CD, weight_VD), targets_C, weights_C, factor)
+    slope_CD = slope_CV @ weight_VD
+    return loss_C, slope_CD if factor == 1 else slope_CD.float() / factor
+
+
+def plain_slopes(
+    logits_CV: Tensor, targets_C: Tensor, weights_C: Tensor | None, factor: float
+) -> tuple[Tensor, Tensor]:
+    """Returns the loss of each token (C,), and `factor` times its gradient by the logits, in their type."""
+    log_probs_CV = torch.log_softmax(logits_CV, dim=-1, dtype=torch.float32)
     index_C1 = targets_C.unsqueeze(1)
     loss_C = -log_probs_CV.gather(1, index_C1).squeeze(1)
     slope_CV = log_probs_CV.exp_()
@@ -76,9 +91,24 @@ def chunk_loss(
     if weights_C is not None:
         loss_C = loss_C * weights_C
         slope_CV.mul_(weights_C.unsqueeze(1))
-    if weight_VD.dtype is not torch.float16:
-        return loss_C, slope_CV.to(weight_VD.dtype) @ weight_VD
-    return loss_C, (slope_CV.mul_(_HALF_SCALE).to(weight_VD.dtype) @ weight_VD).float() / _HALF_SCALE
+    if factor != 1:
+        slope_CV.mul_(factor)
+    return loss_C, slope_CV.to(logits_CV.dtype)
+
+
+def fused_slopes(
+    logits_CV: Tensor, targets_C: Tensor, weights_C: Tensor | None, factor: float
+) -> tuple[Tensor, Tensor]:
+    """As `plain_slopes`, written for a compiler: nothing of (C, V) in float32 has to stand in memory."""
+    index_C1, numbers_V = targets_C.unsqueeze(1), torch.arange(logits_CV.shape[1], device=logits_CV.device)
+    log_sum_C1 = logits_CV.float().logsumexp(1, keepdim=True)
+    loss_C = (log_sum_C1 - logits_CV.gather(1, index_C1).float()).squeeze(1)
+    slope_CV = (logits_CV.float() - log_sum_C1).exp()
+    slope_CV = factor * torch.where(numbers_V == index_C1, slope_CV - 1, slope_CV)
+    if weights_C is not None:
+        loss_C = loss_C * weights_C
+        slope_CV = slope_CV * weights_C.unsqueeze(1)
+    return loss_C, slope_CV.to(logits_CV.dtype)
 
 
 class _FrozenHead(torch.autograd.Function):
@@ -86,7 +116,7 @@ class _FrozenHead(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_KD: Tensor, weight_VD: Tensor, targets_K: Tensor, weights_K: Tensor | None
+        ctx: Any, hidden_KD: Tensor, weight_VD: Tensor, targets_K: Tensor, weights_K: Tensor | None, slopes: Slopes
     ) -> tuple[Tensor, Tensor]:
         device_type, ctx.dtype = hidden_KD.device.type, hidden_KD.dtype
         if (compute := _autocast_dtype(device_type)) is not None:
@@ -96,16 +126,17 @@ class _FrozenHead(torch.autograd.Function):
             if not ctx.needs_input_grad[0]:
                 loss_K = torch.cat([_cross_entropy(F.linear(h, weight_VD), t, w) for h, t, w in parts])
             else:
-                losses, slopes = zip(*(chunk_loss(h, weight_VD, t, w) for h, t, w in parts), strict=True)
+                results = (chunk_loss(h, weight_VD, t, w, slopes) for h, t, w in parts)
+                losses, gradients = zip(*results, strict=True)
                 loss_K = torch.cat(losses)
-                ctx.save_for_backward(torch.cat(slopes))
+                ctx.save_for_backward(torch.cat(gradients))
         ctx.mark_non_differentiable(loss_K)
         return loss_K.sum(), loss_K
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
         (slope_KD,) = ctx.saved_tensors
-        return (slope_KD.float() * grads[0]).to(ctx.dtype), None, None, None
+        return (slope_KD.float() * grads[0]).to(ctx.dtype), None, None, None, None
 
 
 def _called(hidden_KD: Tensor, head: nn.Module, targets_K: Tensor, weights_K: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen3_vl import modeling_qwen3_vl as stock
 
+from harness.tuner.drop import drop
+
 log = logging.getLogger(__name__)
 
 _ADAPTER = "default"
@@ -132,7 +134,7 @@ def products(x: Tensor, *layers: Any) -> list[Tensor]:
     if not adapted:
         return plain
     dtype = plain[0].dtype
-    dropped = adapted[0].lora_dropout[_ADAPTER](x.to(dtype))
+    dropped = drop(x.to(dtype), getattr(adapted[0].lora_dropout[_ADAPTER], "p", 0.0))
     factors_RI = torch.cat([layer.lora_A[_ADAPTER].weight for layer in adapted]).to(dtype)
     low = iter(F.linear(dropped, factors_RI).split([layer.r[_ADAPTER] for layer in adapted], dim=-1))
     return [

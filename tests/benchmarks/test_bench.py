@@ -24,9 +24,19 @@ def load(name):
 
 
 tables, process, performance_tables = load("tables"), load("process"), load("performance_tables")
+gpu_watch = load("gpu_watch")
 bench, cpu_bench = load("bench"), load("cpu_bench")
 WORKLOADS = bench.BENCH["workloads"]
 GIT = {"commit": "0123456789abcdef", "dirty": True}
+
+
+def test_clock_and_power_are_those_under_load(tmp_path, monkeypatch):
+    lines = ["345, 80.2, 1980", "1500, 690.0, 1980", "1400, 695.5, 1980", "1450, 700, 1980", "[N/A], 1, 2", ""]
+    assert gpu_watch.under_load(lines) == {"sm_clock_mhz": 1450, "power_w": 695.5, "max_sm_clock_mhz": 1980}
+    assert gpu_watch.under_load([]) == {}
+    monkeypatch.setattr(gpu_watch, "_QUERY", ["no-such-program"])
+    with gpu_watch.watched(tmp_path / "samples.csv"):
+        pass
 
 
 def rows(speeds):
@@ -74,7 +84,7 @@ def test_results_of_a_card_are_kept_and_rendered(docs):
     assert [path.name for path in (docs / "results").iterdir()] == ["performance_h200.json"]
     performance_tables.render(bench.BENCH, docs)
     text = (docs / "performance.md").read_text()
-    row = "26,000 | 26,000 to 26,000 | 26.0 % | 32.5 % | 26,000 | 26,000.0 | 61.9 | 0.1 % | 17.4 | 26,000 | 11,100 |"
+    row = "26,000 | 26,000 to 26,000 | 26.0 % | 32.5 % | 26,000 | 26,000.0 | 61.9 | 0.1 % |  | 17.4 | 26,000 | 11,100 |"
     assert f"| 4B, LoRA r8, ViT each step | {row}" in text
     assert "out_of_memory: OutOfMemoryError: CUDA / out" in text
     assert "### NVIDIA H200\n" in text and "Commit 0123456789ab and changes, torch 2.11.0, python 3.12.1." in text

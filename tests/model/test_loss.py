@@ -156,15 +156,25 @@ def test_without_gradients_wanted_none_are_computed(monkeypatch):
     torch.testing.assert_close(summed, plain(hidden, head, targets, weights).detach())
 
 
-def test_a_chunk_compiles_to_one_graph():
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize(("dtype", "factor"), [(torch.float32, 1.0), (torch.bfloat16, 1.0), (torch.float16, 4096.0)])
+def test_what_is_written_for_a_compiler_computes_the_same(weighted, dtype, factor):
+    logits, targets = (4 * torch.randn(9, WORDS)).to(dtype), torch.randint(WORDS, (9,))
+    weights = torch.rand(9) if weighted else None
+    ours, theirs = (work(logits, targets, weights, factor) for work in (loss.fused_slopes, loss.plain_slopes))
+    assert ours[1].dtype == dtype
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_it_compiles_to_one_graph_for_any_number_of_tokens():
     from torch._dynamo.testing import CompileCounter
 
-    hidden, targets, weights = drawn()
-    weight, counter = torch.randn(WORDS, WIDTH), CompileCounter()
-    compiled = torch.compile(loss.chunk_loss, backend=counter, fullgraph=True, dynamic=True)
-    ours, theirs = (work(hidden.detach(), weight, targets, weights) for work in (compiled, loss.chunk_loss))
+    counter = CompileCounter()
+    compiled = torch.compile(loss.fused_slopes, backend=counter, fullgraph=True, dynamic=True)
+    for tokens in (7, 3, 12):
+        logits, targets = torch.randn(tokens, WORDS), torch.randint(WORDS, (tokens,))
+        compiled(logits, targets, torch.rand(tokens), 1.0)
     assert counter.frame_count == 1
-    torch.testing.assert_close(ours, theirs)
 
 
 HEADS = [
