@@ -9,9 +9,12 @@ from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
 
 from harness import compose, registry
+from harness.config import RunConfig, config_hash
 from harness.errors import UserError, tell
 from harness.experiment import resume
-from harness.experiment.launch import Launcher, swept
+from harness.experiment.launch import Launcher, become_trial, swept
+from harness.experiment.meeting import Meeting, called
+from harness.experiment.rank import given
 from harness.help import render_help
 
 _UNCHECKED = ("hydra_help", "version", "info", "shell_completion", "config_path", "config_name", "config_dir")
@@ -26,19 +29,39 @@ def main() -> int:
         if args.help:
             print(render_help(args.overrides))
             return 0
+        meeting = None
         overrides = resume.apply(args.overrides)
         if not any(getattr(args, flag, None) for flag in _UNCHECKED):
-            compose.check(overrides, multirun=args.multirun)
+            checked = compose.check(overrides, multirun=args.multirun)
+            if args.cfg is None:
+                meeting = _meeting(checked[0], multirun=args.multirun)
         flags = [argument for argument in sys.argv[1:] if argument not in args.overrides]
-        return _start(flags, [*overrides, *(swept(overrides) if args.multirun else [])])
+        return _start(flags, [*overrides, *(swept(overrides) if args.multirun else [])], meeting)
     except UserError as error:
         tell(error)
         return 2
 
 
-def _start(flags: Sequence[str], overrides: Sequence[str]) -> int:
+def _meeting(run: RunConfig, *, multirun: bool) -> Meeting | None:
+    """Returns where to meet the other processes of a run; all but the first become its ranks here.
+
+    Raises:
+        UserError: As for `called` and `Meeting.follow`; or several processes were started for a multirun.
+    """
+    if multirun:
+        if (place := given()) is not None and place.world_size > 1:
+            remedy = "a multirun starts the processes of its trials; start it once, with trainer.devices"
+            raise UserError(f"{place.starter} started {place.world_size} processes: {remedy}")
+        return None
+    meeting = called(run.trainer)
+    if meeting is not None and meeting.number > 0:
+        become_trial(meeting.follow(config_hash(run)), meeting)
+    return meeting
+
+
+def _start(flags: Sequence[str], overrides: Sequence[str], meeting: Meeting | None) -> int:
     """Hands the command line to Hydra, which makes the folders and calls the launcher."""
-    launcher = Launcher()
+    launcher = Launcher(meeting)
 
     @hydra.main(config_path=str(registry.CONF), config_name=compose.ROOT, version_base="1.3")
     def task(cfg: DictConfig) -> float | None:

@@ -19,6 +19,7 @@ from harness.errors import UserError, reject
 VOLATILE = (
     "logging",
     "trainer.resume",
+    "trainer.ddp_timeout_s",
     "trainer.log_every_steps",
     "trainer.measure_peak",
     "trainer.debug_syncs",
@@ -62,7 +63,7 @@ class RunConfig:
             rate = getattr(self.optim, f"{component.name}_lr", None)
             if rate is not None:
                 raise reject(f"optim.{component.name}_lr", rate, f"the freeze policy keeps {component.name} frozen")
-        for key in ("accumulate", "devices") if getattr(self.optim, "per_parameter", False) else ():
+        for key in ("accumulate", "devices", "nodes") if getattr(self.optim, "per_parameter", False) else ():
             if getattr(self.trainer, key) > 1:
                 remedy = "optim.per_parameter updates before the gradients of the others are added; set 1"
                 raise reject(f"trainer.{key}", getattr(self.trainer, key), remedy)

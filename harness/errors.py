@@ -4,6 +4,9 @@ import os
 import sys
 import traceback
 
+EXIT_USER, EXIT_CRASH = 2, 1
+"""Exit codes: a mistake that the user can mend, and anything else."""
+
 
 class UserError(ValueError):
     """A mistake that the user can mend: says the key or place, the value found and the remedy.

@@ -14,7 +14,7 @@ from harness.errors import UserError
 
 @dataclass(slots=True)
 class RunFolder:
-    """Paths of one run. Only rank 0 locks and writes."""
+    """Paths of one run. Only rank 0 writes, and locks, or who started it."""
 
     path: Path
     _lock: IO[str] | None = field(default=None, init=False)
@@ -98,11 +98,6 @@ class RunFolder:
             exit_reason=None,
         )
         return attempt
-
-
-def local_rank() -> int:
-    """Returns which of the run's processes this is; 0 is the one that writes."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

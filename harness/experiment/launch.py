@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -20,10 +20,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from harness import STARTED, config
+from harness.errors import EXIT_USER, UserError, tell
+from harness.experiment.failure import clear
 from harness.experiment.folder import RunFolder
+from harness.experiment.meeting import Meeting
+from harness.experiment.rank import PARENT, without_ranks
 from harness.trainer.standard import badness
 
-_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+_TRIAL = (sys.executable, "-m", "harness.experiment.trial")
 
 OmegaConf.register_new_resolver(
     "slug", lambda text: re.sub(r"[^\w.+-]+", "_", text.replace("=", "-"))[:100].strip("-_") or "default", replace=True
@@ -34,6 +38,8 @@ OmegaConf.register_new_resolver(
 class Launcher:
     """The task function of Hydra's run and multirun."""
 
+    meeting: Meeting | None = None
+    """With the other processes that were started for a single run."""
     trials: list[Path] = field(default_factory=list)
     """Folders of the multirun's trials so far."""
     codes: list[int] = field(default_factory=list)
@@ -50,19 +56,17 @@ class Launcher:
         hydra = HydraConfig.get()
         folder = Path(hydra.runtime.output_dir)
         config.save(cfg, folder / "config.yaml")
-        command = [sys.executable, "-m", "harness.experiment.trial", str(folder)]
-        sys.stdout.flush()
         if hydra.mode is not RunMode.MULTIRUN:
-            # To the user, the run began with this process.
-            os.execv(sys.executable, [*command, str(STARTED)])
+            try:
+                become_trial(folder, self.meeting)
+            except UserError as error:
+                # Hydra would show where it was raised.
+                tell(error)
+                sys.exit(EXIT_USER)
         self.trials.append(folder)
         print(f"trial {len(self.trials)}: {' '.join(hydra.overrides.task)}", flush=True)
-        inherited = {
-            name: value
-            for name, value in os.environ.items()
-            if name not in _RANK_VARIABLES and not name.startswith("PL_")
-        }
-        self.codes.append(_wait(subprocess.Popen(command, env=inherited)))
+        own = without_ranks() | {PARENT: str(os.getpid())}
+        self.codes.append(_wait(subprocess.Popen([*_TRIAL, str(folder)], env=own)))
         return _monitored(read_summary(folder), cfg.trainer.monitor)
 
     def finish(self) -> int:
@@ -76,6 +80,20 @@ class Launcher:
         if not failed:
             return 0
         return 2 if failed == {2} else 1
+
+
+def become_trial(folder: Path, meeting: Meeting | None) -> NoReturn:
+    """Replaces this process by the run in a folder, once all that were started for it know the folder.
+
+    Raises:
+        UserError: As for `Meeting.announce`.
+    """
+    if meeting is not None and meeting.number == 0:
+        clear(RunFolder(folder))
+        meeting.announce(folder, config.config_hash(config.load(folder / "config.yaml")))
+    sys.stdout.flush()
+    # To the user, the run began with this process.
+    os.execv(sys.executable, [*_TRIAL, str(folder), str(STARTED)])
 
 
 def swept(overrides: Sequence[str]) -> list[str]:

@@ -13,6 +13,7 @@ from harness.config import RunConfig
 from harness.data.datamodule import DataModule
 from harness.errors import UserError
 from harness.experiment.folder import RunFolder
+from harness.experiment.rank import global_rank
 from harness.logging.metrics import read
 from harness.trainer.callback import Best, Progression
 from harness.trainer.checkpoint import Checkpointer
@@ -44,7 +45,8 @@ def finished_summary(folder: RunFolder, data: DataModule) -> dict[str, Any] | No
     if data.start_step < data.total_steps or summary.get("status") != "completed":
         return None
     log.info("all %d steps are done; a larger trainer.max_steps or trainer.max_epochs goes on", data.total_steps)
-    folder.write_status(state="completed")
+    if global_rank() == 0:
+        folder.write_status(state="completed")
     return summary
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import nn
 
-from harness.config import RunConfig, config_hash
+from harness.config import RunConfig
 from harness.errors import UserError
+from harness.experiment.end import figures, write_end
 from harness.experiment.folder import RunFolder, write_json
 from harness.experiment.startup import Startup
-from harness.logging.metrics import read
 from harness.logging.table import render, show
 from harness.model.component import Component, component_of
 from harness.optim.group import parameter_groups
@@ -45,9 +45,9 @@ def write_success(
     meter, named = module.meter, dict(module.model.named_parameters())
     steady = meter.steady if meter.steady.steps else meter.total
     use = steady.use(meter.peaks)
-    world_size = config.trainer.devices
+    world_size = config.trainer.world_size
     first_step = progression.first_step_at or time.time()
-    content = _common(folder, config, "completed", startup.started) | {
+    content = figures(folder, config, "completed", startup.started) | {
         "tokens": meter.total.tokens * world_size,
         "train_loss": progression.train_loss,
         "val": progression.val,
@@ -92,19 +92,7 @@ def write_failure(folder: RunFolder, config: RunConfig, status: str, error: Base
         # A resume that was refused takes nothing from the result that is there.
         folder.write_status(state=before["status"], exit_reason=reason)
         return
-    write_json(folder.summary, _common(folder, config, status, started) | {"error": reason})
-    folder.write_status(state=status, exit_reason=reason)
-
-
-def _common(folder: RunFolder, config: RunConfig, status: str, started: float) -> dict[str, Any]:
-    rows = read(folder.metrics) if folder.metrics.is_file() else []
-    return {
-        "status": status,
-        "config_hash": config_hash(config),
-        "seed": config.seed,
-        "steps": rows[-1]["step"] if rows else 0,
-        "wall_time_s": time.time() - started,
-    }
+    write_end(folder, config, status, reason, started)
 
 
 def trainable_table(tuned: Tuned, optim: Any, lr: float) -> str:

@@ -15,7 +15,9 @@ from harness.data.datamodule import DataModule
 from harness.errors import reject
 from harness.experiment.environment import environment
 from harness.experiment.feature_cache import close_feature_cache, may_keep_features, open_feature_cache
-from harness.experiment.folder import RunFolder, local_rank, write_json
+from harness.experiment.folder import RunFolder, write_json
+from harness.experiment.group import EarlyReport
+from harness.experiment.rank import global_rank, local_rank
 from harness.experiment.restore import (
     check_same_data,
     finished_summary,
@@ -71,12 +73,9 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
         UserError: The data, the checkpoint or a setting can not be used.
         DivergedError: The loss is no finite number any more.
     """
-    rank = local_rank()
+    rank = global_rank()
     setup_logging(folder.path, rank)
-    device = training_device(config.trainer, rank)
-    if device.type == "cuda" and config.trainer.devices > 1:
-        # What pins batches takes the current one, and would make a context on the first GPU for every rank.
-        torch.cuda.set_device(device)
+    device = training_device(config.trainer, local_rank())
     syncs = sync_counter(config.trainer.debug_syncs, "gpu" if device.type == "cuda" else "cpu")
     lightning.seed_everything(config.seed, verbose=False)
     checkpointer = Checkpointer(folder.checkpoints, config.trainer.keep_checkpoints)
@@ -126,7 +125,9 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
         profiled = (
             [StepProfile(span[0], span[1], folder.path / "profile")] if (span := config.trainer.profile_steps) else []
         )
-        trainer = build("trainer", config.trainer, data.total_steps, precision, [*profiled, between], skips)
+        early = [EarlyReport(folder)] if _world(config) > 1 else []
+        callbacks = [*early, *profiled, between]
+        trainer = build("trainer", config.trainer, data.total_steps, precision, callbacks, skips)
         startup.end(Phase.trainer)
         with nullcontext() if syncs is None else syncs.counting():
             fit(trainer, module, data, checkpointer)
@@ -170,7 +171,7 @@ def _total_steps(config: RunConfig, data: DataModule) -> int:
 
 
 def _world(config: RunConfig) -> int:
-    return config.trainer.devices
+    return config.trainer.world_size
 
 
 def _evaluator(folder: RunFolder, config: RunConfig, data: DataModule, processor: Processor) -> Evaluator | None:

@@ -1,8 +1,9 @@
-"""`python -m harness.experiment.trial FOLDER [STARTED]`: one run from the frozen config in its folder.
+"""`python -m harness.experiment.trial FOLDER [STARTED [rank]]`: one run from the frozen config in its folder.
 
-Every run is a fresh process tree on a resolved config: `python -m harness` replaces itself by this module, a multirun
-starts it once per trial, and Lightning starts it once more for each further rank. STARTED is the clock reading at which
-the command began, for `startup_time_s`; the process's own start where it is absent.
+Every run is a fresh process tree on a resolved config: `python -m harness` replaces itself by this module, and a
+multirun starts it once per trial. A run on several processes starts this module once more for each (`rank`), and
+watches them. STARTED is the clock reading at which the command began, for `startup_time_s`; the process's own start
+where it is absent.
 """
 
 import logging
@@ -16,10 +17,15 @@ from typing import TYPE_CHECKING
 
 from harness import registry
 from harness.config import RunConfig, load
-from harness.errors import UserError, tell
+from harness.errors import EXIT_USER, UserError, tell
 from harness.experiment.compile_cache import keep_compiled
-from harness.experiment.folder import RunFolder, local_rank
+from harness.experiment.end import end_of
+from harness.experiment.failure import report
+from harness.experiment.folder import RunFolder
+from harness.experiment.rank import end_with_parent, forget_ranks, global_rank, local_rank
+from harness.experiment.ranks import AS_RANK, places_here, supervise
 from harness.experiment.startup import Phase, Startup
+from harness.logging.setup import FILE_ONLY
 from harness.trainer.standard import training_device
 
 if TYPE_CHECKING:
@@ -27,27 +33,43 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-EXIT_USER, EXIT_CRASH = 2, 1
-
 
 def main(arguments: list[str]) -> int:
     """Runs the trial in a folder and returns the exit code; the last line on stdout names the folder."""
     startup = Startup(float(arguments[1]) if len(arguments) > 1 else time.time())
+    is_rank = arguments[2:] == [AS_RANK]
+    end_with_parent(signal.SIGKILL if is_rank else signal.SIGTERM)
     registry.load()
     folder = RunFolder(Path(arguments[0]))
+    if is_rank:
+        return _run_rank(folder, startup)
+    owns = True
     try:
         config = load(folder.config)
-        if local_rank() == 0:
+        places = places_here(config.trainer.devices, config.trainer.nodes)
+        if owns := places[0].rank == 0:
             _claim(folder, config)
-        code = _run(folder, config, startup)
+        if config.trainer.world_size > 1:
+            code = supervise(folder, config, places, startup.started)
+        else:
+            forget_ranks()
+            code = _run(folder, config, startup)
     except UserError as error:
         tell(error)
         code = EXIT_USER
     finally:
         folder.unlock()
-    if local_rank() == 0:
+    if owns:
         print(f"run: {folder.path}", flush=True)
     return code
+
+
+def _run_rank(folder: RunFolder, startup: Startup) -> int:
+    """Runs one rank of several; who started it says on the console how it ended."""
+    try:
+        return _run(folder, load(folder.config), startup, is_rank=True)
+    except UserError:
+        return EXIT_USER
 
 
 def _claim(folder: RunFolder, config: RunConfig) -> None:
@@ -57,31 +79,35 @@ def _claim(folder: RunFolder, config: RunConfig) -> None:
     folder.begin_attempt()
 
 
-def _run(folder: RunFolder, config: RunConfig, startup: Startup) -> int:
+def _run(folder: RunFolder, config: RunConfig, startup: Startup, *, is_rank: bool = False) -> int:
     """Trains and turns every way to end into a summary, a status and an exit code."""
     keep_compiled(config.data.cache_dir)
     try:
         with _reading(config) as weights:
             # Weights are on their way while the heavy packages are imported.
+            from harness.experiment.group import joined
             from harness.experiment.train import train
 
             startup.end(Phase.imports)
-            train(folder, config, startup, weights)
+            with joined(config):
+                train(folder, config, startup, weights)
         return 0
     except BaseException as raised:
         # Lightning turns Ctrl-C into SystemExit(1).
         interrupted = isinstance(raised, SystemExit) and isinstance(raised.__context__, KeyboardInterrupt)
         error = KeyboardInterrupt("interrupted") if interrupted else raised
-        found = [(status, code) for kind, status, code in _ends() if isinstance(error, kind)]
-        status, code = found[0] if found else ("failed", EXIT_CRASH)
-        if local_rank() == 0:
+        status, code = end_of(error)
+        if is_rank:
+            report(folder, global_rank(), error)
+        if global_rank() == 0:
             from harness.experiment.result import write_failure
 
             write_failure(folder, config, status, error, startup.started)
         if isinstance(error, UserError):
             raise
-        # On the console and in train.log, which is all that is left of a job on a cluster.
-        log.error("%s: %s", status, error, exc_info=error if status != "preempted" else None)
+        # In train.log too, which is all that is left of a job on a cluster.
+        trace = error if status != "preempted" else None
+        log.error("%s: %s", status, error, exc_info=trace, extra={FILE_ONLY: is_rank})
         return code
 
 
@@ -96,21 +122,6 @@ def _reading(config: RunConfig) -> "Iterator[Weights | None]":
     finally:
         if weights is not None:
             weights.stop()
-
-
-def _ends() -> list[tuple[type[BaseException], str, int]]:
-    """Returns the errors that end a run in a way of their own, with its status and exit code."""
-    import torch
-    from lightning.pytorch.utilities.exceptions import SIGTERMException
-
-    from harness.trainer.recorder import DivergedError
-
-    return [
-        (DivergedError, "diverged", EXIT_CRASH),
-        (torch.OutOfMemoryError, "out_of_memory", EXIT_CRASH),
-        (KeyboardInterrupt, "preempted", 128 + signal.SIGINT),
-        (SIGTERMException, "preempted", 128 + signal.SIGTERM),
-    ]
 
 
 if __name__ == "__main__":

@@ -32,9 +32,9 @@ _FILE_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 def setup_logging(run_folder: Path, rank: int) -> None:
     """Sends log records and Python warnings to the console and to a file of the run folder.
 
-    The console is standard error: it shows INFO on rank 0, and on other ranks warnings with the rank before them. The
-    file is `train.log`, on other ranks `train.rank1.log` and so on; it is appended to. A second call replaces the
-    handlers of the first.
+    The console is standard error of rank 0, and shows INFO. The file is `train.log`, on other ranks `ranks/rank_1.log`
+    and so on, to which their standard error goes as well; it is appended to. A second call replaces the handlers of the
+    first.
 
     Args:
         run_folder: An existing folder.
@@ -44,13 +44,18 @@ def setup_logging(run_folder: Path, rank: int) -> None:
     for handler in [handler for handler in root.handlers if (handler.name or "").startswith(_OWN)]:
         root.removeHandler(handler)
         handler.close()
-    root.addHandler(_console(rank))
-    root.addHandler(_file(run_folder / ("train.log" if rank == 0 else f"train.rank{rank}.log")))
+    if rank == 0:
+        root.addHandler(_console())
+    file = run_folder / ("train.log" if rank == 0 else f"ranks/rank_{rank}.log")
+    file.parent.mkdir(exist_ok=True)
+    root.addHandler(_file(file))
     root.setLevel(logging.INFO)
     logging.captureWarnings(True)
     # What a library will change in a later version is for its callers to read, not for the user of a pinned one.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|lightning)\.")
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"(transformers|peft|lightning)\.")
+    # Lightning's, wherever SLURM is installed; who starts the ranks is settled before it looks.
+    warnings.filterwarnings("ignore", message="The `srun` command is available", category=UserWarning)
     _quiet_libraries(rank)
 
 
@@ -69,9 +74,8 @@ class ConsoleHandler(logging.StreamHandler[TextIO]):
 class ConsoleFormatter(logging.Formatter):
     """The message alone for INFO, the level before it otherwise; a Python warning without the line of code."""
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self) -> None:
         super().__init__("%(message)s")
-        self._prefix = prefix
 
     def format(self, record: logging.LogRecord) -> str:
         """Formats one record, with its traceback if it has one."""
@@ -79,14 +83,14 @@ class ConsoleFormatter(logging.Formatter):
         if record.name == "py.warnings":
             text = text.partition("\n")[0]
         level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        return f"{self._prefix}{level}{text}"
+        return f"{level}{text}"
 
 
-def _console(rank: int) -> logging.Handler:
+def _console() -> logging.Handler:
     handler = ConsoleHandler()
     handler.name = f"{_OWN}console"
-    handler.setLevel(logging.INFO if rank == 0 else logging.WARNING)
-    handler.setFormatter(ConsoleFormatter("" if rank == 0 else f"rank {rank}: "))
+    handler.setLevel(logging.INFO)
+    handler.setFormatter(ConsoleFormatter())
     handler.addFilter(lambda record: not getattr(record, FILE_ONLY, False))
     return handler
 

@@ -76,7 +76,7 @@ class BetweenSteps(lightning.Callback):
         self.checkpointer = checkpointer
         self.progression = progression
         self.log_every = config.log_every_steps
-        self.val_every = config.val_every_steps or data.steps_per_epoch(config.devices)
+        self.val_every = config.val_every_steps or data.steps_per_epoch(config.world_size)
         self.save_every = config.save_every_steps or self.val_every
         self.val_at_start = config.val_at_start
         self.checkpoints = config.checkpoints

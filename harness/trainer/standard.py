@@ -1,6 +1,7 @@
 """How long to train, on what, and how often to validate, save and log."""
 
 import math
+import os
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -30,9 +31,16 @@ class Accelerator(Enum):
     gpu = "gpu"
 
 
+class Backend(Enum):
+    """Libraries of collective operations."""
+
+    nccl = "nccl"
+    gloo = "gloo"
+
+
 @dataclass(kw_only=True, slots=True)
 class StandardConfig:
-    """The global batch of an optimiser step is batch_size x accumulate x devices rows."""
+    """The global batch of an optimiser step is batch_size x accumulate x devices x nodes rows."""
 
     name: str = "standard"
     max_steps: int | None = None
@@ -51,7 +59,14 @@ class StandardConfig:
     """Compile decoder layers and ViT blocks with torch.compile. null does on a GPU where all batches have one length
     (data.packing), and says in the log what it did and why."""
     devices: int = 1
-    """Processes, each with a GPU or a share of the CPU."""
+    """Processes on a node, each with a GPU or a share of the CPU. torchrun and srun have to start as many."""
+    nodes: int = 1
+    """Nodes. srun and torchrun start the run on each; by hand, start the same command on each with NODE_RANK,
+    MASTER_ADDR and MASTER_PORT. The run folder has to be on a disk that all of them see."""
+    ddp_backend: Backend | None = None
+    """How processes talk to each other; null takes nccl on GPUs and gloo on CPUs."""
+    ddp_timeout_s: float = 1800.0
+    """Seconds that processes wait for each other, at the start and in each exchange, before the run fails."""
     val_every_steps: int | None = None
     """Optimiser steps between validations; null validates after each epoch. The last step always validates."""
     val_at_start: bool = True
@@ -80,7 +95,16 @@ class StandardConfig:
     """Run folder to go on with, or auto: this run's own folder, if it holds a checkpoint."""
 
     def __post_init__(self) -> None:
-        for key in ("batch_size", "accumulate", "devices", "val_batch_size", "keep_checkpoints", "log_every_steps"):
+        counts = (
+            "batch_size",
+            "accumulate",
+            "devices",
+            "nodes",
+            "val_batch_size",
+            "keep_checkpoints",
+            "log_every_steps",
+        )
+        for key in counts:
             if getattr(self, key) < 1:
                 raise reject(f"trainer.{key}", getattr(self, key), "must be 1 or more")
         for key in ("max_steps", "val_every_steps", "save_every_steps"):
@@ -88,6 +112,10 @@ class StandardConfig:
                 raise reject(f"trainer.{key}", getattr(self, key), "must be 1 or more, or null")
         if not 0 < self.max_epochs < math.inf:
             raise reject("trainer.max_epochs", self.max_epochs, "must be more than 0, and finite")
+        if not 0 < self.ddp_timeout_s < 10**9:
+            raise reject("trainer.ddp_timeout_s", self.ddp_timeout_s, "must be more than 0 seconds, and below 10^9")
+        if self.ddp_backend is not None and self.world_size == 1:
+            raise reject("trainer.ddp_backend", self.ddp_backend.name, "needs several processes: set trainer.devices")
         if self.neftune_alpha is not None and not 0 < self.neftune_alpha < math.inf:
             raise reject("trainer.neftune_alpha", self.neftune_alpha, "must be more than 0, or null for no noise")
         if (span := self.profile_steps) is not None and not (len(span) == 2 and 1 <= span[0] <= span[1]):
@@ -98,6 +126,11 @@ class StandardConfig:
                     raise reject(f"trainer.{key}", getattr(self, key), "needs trainer.checkpoints=true")
         if self.monitor not in METRICS:
             raise reject("trainer.monitor", self.monitor, f"known: {', '.join(METRICS)}")
+
+    @property
+    def world_size(self) -> int:
+        """Processes of the run."""
+        return self.devices * self.nodes
 
 
 @register("trainer", StandardConfig)
@@ -118,12 +151,16 @@ def build(
             in each step, or they would wait for each other.
     """
     import lightning
+    from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 
     strategy = "ddp_find_unused_parameters_true" if skips_parameters else "ddp"
     return lightning.Trainer(
         accelerator=pick_accelerator(config),
         devices=config.devices,
-        strategy=strategy if config.devices > 1 else "auto",
+        num_nodes=config.nodes,
+        strategy=strategy if config.world_size > 1 else "auto",
+        # Ranks are there already, see harness.experiment.ranks, under torch's variables: nothing is left to detect.
+        plugins=[TorchElasticEnvironment() if config.world_size > 1 else LightningEnvironment()],
         precision={"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}[precision],  # type: ignore[arg-type]
         max_steps=max_steps,
         max_epochs=-1,
@@ -162,5 +199,7 @@ def pick_accelerator(config: StandardConfig) -> str:
     if on_gpu and not torch.cuda.is_available():
         raise reject("trainer.accelerator", "gpu", "torch sees no GPU here; use cpu or auto")
     if on_gpu and config.devices > torch.cuda.device_count():
-        raise reject("trainer.devices", config.devices, f"there are {torch.cuda.device_count()} GPUs here")
+        shown = f"there are {torch.cuda.device_count()} GPUs here"
+        hint = "; every task has to see all of its node's: srun --gpus-per-node, without --gpus-per-task"
+        raise reject("trainer.devices", config.devices, shown + (hint if "SLURM_STEP_ID" in os.environ else ""))
     return "gpu" if on_gpu else "cpu"

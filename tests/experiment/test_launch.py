@@ -78,7 +78,7 @@ def test_the_exit_code_tells_mistakes_from_crashes(tmp_path, capsys, codes, expe
     for trial, code in zip(trials, codes, strict=True):
         trial.mkdir()
         (trial / "summary.json").write_text(json.dumps({"status": "failed"} if code else completed(0.5)))
-    assert Launcher(trials, codes).finish() == expected
+    assert Launcher(None, trials, codes).finish() == expected
     output = capsys.readouterr().out
     assert output.splitlines()[-1] == f"run: {tmp_path}"
     assert len(order(output)) == len(codes)

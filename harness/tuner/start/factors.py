@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from harness.errors import UserError
-from harness.experiment.folder import local_rank
+from harness.experiment.rank import global_rank
 from harness.tuner.outlook import Outlook
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def kept(outlook: Outlook, settings: str, dtype: torch.dtype, compute: Callable[
         UserError: The file is of other settings.
     """
     file = outlook.start_file
-    if local_rank() == 0 and not file.is_file():
+    if global_rank() == 0 and not file.is_file():
         began = time.monotonic()
         with torch.random.fork_rng([outlook.device] if outlook.device.type == "cuda" else []):
             _write(file, settings, dtype, compute())
