@@ -46,10 +46,9 @@ from harness.memory.resolve import plan_of, sizes_of
 from harness.model.attention import pick_attention, use_varlen
 from harness.model.compiled import compile_blocks, will_compile
 from harness.model.forward import supervised_loss
-from harness.model.loading import Loaded
+from harness.model.loading import KERNELS, Loaded
 from harness.model.patch_embed import make_linear
 from harness.model.processor import load_processor
-from harness.model.qwen3_vl import Attention
 from harness.optim.group import parameter_groups
 from harness.trainer.flops import survey
 from harness.trainer.peak import sheet_peak
@@ -121,8 +120,8 @@ def load(shape: str, config: RunConfig, device: torch.device) -> Loaded:
     finally:
         torch.set_default_dtype(torch.float32)
     model.requires_grad_(False)
-    if pick_attention(config.model.attention, model.dtype) == Attention.varlen.name:
-        use_varlen(model)
+    if (picked := pick_attention(config.model.attention, model.dtype)) in KERNELS:
+        use_varlen(model, KERNELS[picked])
     make_linear(model.model.visual)
     return Loaded(model, shape)
 

@@ -31,6 +31,8 @@ _VISION = "flash_varlen"
 """Name of varlen in the vision tower, which hands over its `cu_seqlens` only where the name contains `flash`."""
 _OLDEST = (8, 0)
 """Compute capability from which on torch's FlashAttention kernels run."""
+_HOPPER = (9, 0)
+"""And from which on those of FlashAttention-4 are the faster ones."""
 
 
 def check_available(wanted: Attention) -> None:
@@ -67,7 +69,7 @@ def pick_attention(wanted: Attention, dtype: torch.dtype) -> str:
     if wanted is not Attention.auto:
         return wanted.name
     reason = _no_varlen() or reason
-    picked = Attention.sdpa if reason else Attention.varlen
+    picked = Attention.sdpa if reason else Attention.flash_attention_4 if _has_newest() else Attention.varlen
     log.info("model.attention=auto picked %s%s", picked.name, f": varlen {reason}" if reason else "")
     return picked.name
 
@@ -144,6 +146,14 @@ def _no_varlen() -> str | None:
     if torch.cuda.get_device_capability() < _OLDEST:
         return "needs a GPU of compute capability {}.{} or later".format(*_OLDEST)
     return None
+
+
+def _has_newest() -> bool:
+    return (
+        torch.cuda.is_available()
+        and torch.cuda.get_device_capability() >= _HOPPER
+        and _installed(_PACKAGES[Attention.flash_attention_4][0])
+    )
 
 
 def _installed(package: str) -> bool:

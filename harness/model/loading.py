@@ -27,7 +27,7 @@ from harness.model.weights import Weights, begin
 
 _CLASSES = {"qwen3_vl": "Qwen3VLForConditionalGeneration", "qwen3_vl_moe": "Qwen3VLMoeForConditionalGeneration"}
 
-_KERNELS = {Attention.varlen.name: Kernel.torch, Attention.flash_attention_4.name: Kernel.cute}
+KERNELS = {Attention.varlen.name: Kernel.torch, Attention.flash_attention_4.name: Kernel.cute}
 """What runs under this package's own operators; the other packages run under transformers' interface."""
 
 
@@ -76,8 +76,8 @@ def load(config: Qwen3VLConfig, device: torch.device = _CPU, weights: Weights | 
     )
     new_tokens = _initialise(model, config, path, info)
     picked = pick_attention(config.attention, model.dtype)
-    if picked in _KERNELS:
-        use_varlen(model, _KERNELS[picked])
+    if picked in KERNELS:
+        use_varlen(model, KERNELS[picked])
     forget_longer_batches(model)
     model.requires_grad_(False)
     make_linear(model.model.visual)

@@ -50,6 +50,21 @@ def test_auto_takes_varlen_on_the_cpu(no_gpu, dtype):
     assert pick_attention(Attention.auto, dtype) == "varlen"
 
 
+@pytest.mark.parametrize(
+    ("capability", "installed", "dtype", "picked"),
+    [
+        ((9, 0), True, torch.bfloat16, "flash_attention_4"),
+        ((9, 0), False, torch.bfloat16, "varlen"),
+        ((8, 9), True, torch.bfloat16, "varlen"),
+        ((9, 0), True, torch.float32, "sdpa"),
+    ],
+)
+def test_auto_takes_the_newest_kernels_where_they_are(some_gpu, monkeypatch, capability, installed, dtype, picked):
+    some_gpu(capability=capability)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
+    assert pick_attention(Attention.auto, dtype) == picked
+
+
 def test_auto_takes_sdpa_where_varlen_can_not_run(some_gpu):
     some_gpu(capability=(7, 5))
     assert pick_attention(Attention.auto, torch.bfloat16) == "sdpa"
