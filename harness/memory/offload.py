@@ -68,8 +68,11 @@ class Offload:
         layer.recompute = partial(self._parking, layer.recompute)
 
     def _parking(self, recompute: Callable[..., Tensor], function: Any, hidden: Tensor, **told: Any) -> Tensor:
+        # The hooks live as long as the graph: a reference to the tensor itself would keep it.
+        wanted = _identity(hidden)
+
         def pack(tensor: Tensor) -> Tensor | _Parked:
-            return self.park(tensor) if _is_same(tensor, hidden) else tensor
+            return self.park(tensor) if _identity(tensor) == wanted else tensor
 
         def unpack(packed: Tensor | _Parked) -> Tensor:
             return self.fetch(packed) if isinstance(packed, _Parked) else packed
@@ -136,5 +139,5 @@ class Offload:
         return self._stream
 
 
-def _is_same(tensor: Tensor, other: Tensor) -> bool:
-    return tensor.data_ptr() == other.data_ptr() and tensor.shape == other.shape and tensor.dtype == other.dtype
+def _identity(tensor: Tensor) -> tuple[int, torch.Size, torch.dtype]:
+    return tensor.data_ptr(), tensor.shape, tensor.dtype

@@ -1,5 +1,7 @@
 """Offload gives back what it took, to the bit, holds only layer inputs, and is refused where there is no GPU."""
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -51,6 +53,16 @@ def test_only_the_layers_input_is_moved(monkeypatch):
     offload.attach(layer)
     gradients([layer], torch.randn(5, 16))
     assert parked == [(5, 16)]
+
+
+def test_nothing_holds_what_has_left():
+    layers, offload, hidden, inputs = make_layers(4, 16, "cpu"), Offload(), torch.randn(5, 16, requires_grad=True), []
+    for layer in layers:
+        offload.attach(layer)
+        hidden = call(layer, layer, hidden)
+        inputs.append(weakref.ref(hidden))
+    assert [held() is not None for held in inputs] == [False, False, False, True]
+    hidden.sum().backward()
 
 
 def test_nothing_is_moved_in_validation(monkeypatch):
