@@ -9,7 +9,7 @@ that allocation in blocks wastes is allowed for by `SPARE`.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -59,6 +59,16 @@ class Fixed:
     head: int
     backward: int
     """Gradients of one layer's activations."""
+
+
+class Sizes(NamedTuple):
+    """What `predict` takes beside a plan."""
+
+    fixed: Fixed
+    layers: list[Kept]
+    """Of the LLM, from the bottom."""
+    blocks: list[Kept]
+    """Of the ViT; empty where it keeps nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from harness.memory.checkpointing import vit_keeps
 from harness.memory.config import AUTO, MemoryConfig
 from harness.memory.kept import kept_by_blocks, kept_by_layers
 from harness.memory.precision import checked_precision
-from harness.memory.prediction import GIB, Plan, Prediction, fixed, plans, predict
+from harness.memory.prediction import GIB, Plan, Prediction, Sizes, fixed, plans, predict
 from harness.tuner.tuned import Tuned
 
 log = logging.getLogger(__name__)
@@ -84,6 +84,12 @@ def predictions_of(
     config: RunConfig, tuned: Tuned, extent: Extent, device: torch.device, compiled: bool = False
 ) -> list[Prediction]:
     """Returns a prediction for every plan, the fastest plan first."""
+    sizes = sizes_of(config, tuned, extent, device, compiled)
+    return [predict(plan, *sizes) for plan in plans(len(sizes.layers), bool(sizes.blocks))]
+
+
+def sizes_of(config: RunConfig, tuned: Tuned, extent: Extent, device: torch.device, compiled: bool = False) -> Sizes:
+    """Returns what `predict` needs to know of a run beside the plan; see `resolve`."""
     dtype = _TYPES[checked_precision(config.memory, tuned.base, config.trainer)]
     base = tuned.base
     layers = kept_by_layers(base, extent, device, dtype, compiled)
@@ -91,7 +97,17 @@ def predictions_of(
     constant = fixed(tuned.model, base, extent, config.optim.state_bytes, config.trainer.devices)
     if (saves := getattr(config.memory, "saved_bytes", None)) is not None:
         constant = replace(constant, weights=constant.weights - saves(base))
-    return [predict(plan, constant, layers, blocks) for plan in plans(len(layers), bool(blocks))]
+    return Sizes(constant, layers, blocks)
+
+
+def plan_of(memory: MemoryConfig) -> Plan:
+    """Returns the plan that a config without auto asks for."""
+    return Plan(
+        checkpointing=memory.checkpointing,
+        checkpointed_layers=memory.checkpointed_layers,
+        vit_checkpointing=memory.vit_checkpointing or memory.checkpointing,
+        offload_activations=memory.offload_activations,
+    )
 
 
 def choose(predictions: list[Prediction], room_gib: float) -> Prediction:
