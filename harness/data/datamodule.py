@@ -78,6 +78,8 @@ class DataModule(L.LightningDataModule):
         self.prompts: list[PromptSample] = []
         self.features: FeatureCache | None = None
         """The cache of a frozen vision tower's features, which is there once the model is."""
+        self.current: Batch | None = None
+        """The micro-batch that the trainer has at hand, on the CPU, for a step that has to be taken anew."""
         self._sources = sources
         self._config = config
         self._skip = config.on_error is OnError.skip
@@ -167,6 +169,7 @@ class DataModule(L.LightningDataModule):
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Copies without waiting: batches come from page-locked memory, and a GPU works through them in order."""
+        self.current = batch
         return batch.to(device, non_blocking=True)
 
     def largest_batch(self) -> Extent | None:

@@ -49,6 +49,7 @@ from harness.trainer.host_sync import sync_counter
 from harness.trainer.module import TrainingModule
 from harness.trainer.peak import peaks
 from harness.trainer.recorder import DivergedError, Recorder
+from harness.trainer.replay import watch
 from harness.trainer.standard import training_device
 from harness.trainer.step_profile import StepProfile
 from harness.tuner.new_tokens import settle
@@ -127,6 +128,7 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
             [StepProfile(span[0], span[1], folder.path / "profile")] if (span := config.trainer.profile_steps) else []
         )
         trainer = build("trainer", config.trainer, data.total_steps, precision, [*profiled, between], skips)
+        watch(trainer, module)
         startup.end(Phase.trainer)
         with nullcontext() if syncs is None else syncs.counting():
             fit(trainer, module, data, checkpointer)
