@@ -172,9 +172,23 @@ class DataModule(L.LightningDataModule):
         self.current = batch
         return batch.to(device, non_blocking=True)
 
-    def largest_batch(self) -> Extent | None:
-        """Returns bounds on the micro-batches of training; None where they are a stream's without a bound."""
-        samples, size = self.train_samples, self._batch_size
+    def resize(self, batch_size: int, accumulate: int) -> None:
+        """Deals the rows of a step out in other micro-batches; before workers start.
+
+        Args:
+            batch_size: Units of a micro-batch on one rank.
+            accumulate: Micro-batches of a step, so that it has as many rows as before.
+        """
+        assert batch_size * accumulate == self._batch_size * self._accumulate and self._ready is None
+        self._batch_size, self._accumulate = batch_size, accumulate
+
+    def largest_batch(self, batch_size: int | None = None) -> Extent | None:
+        """Returns bounds on the micro-batches of training; None where they are a stream's without a bound.
+
+        Args:
+            batch_size: Units of a micro-batch on one rank; None: as set.
+        """
+        samples, size = self.train_samples, batch_size or self._batch_size
         longest = self._config.pack_length() or self._config.max_tokens_per_batch
         if samples is None:
             tokens = longest or self._config.max_length
