@@ -21,6 +21,7 @@ VOLATILE = (
     "trainer.resume",
     "trainer.log_every_steps",
     "trainer.measure_peak",
+    "trainer.probe",
     "trainer.debug_syncs",
     "trainer.profile_steps",
     "data.workers",

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -200,6 +200,37 @@ class DataModule(L.LightningDataModule):
         if self._config.padding_free and not longest:
             tokens = _largest(lengths, size)
         return Extent(tokens, _largest(visual, size), _largest(supervised, size))
+
+    def largest_planned(self, rank: int, world_size: int) -> list[Batch]:
+        """Makes those micro-batches of the steps to come, of an epoch at most, that have most tokens and most to see.
+
+        Of a stream there are none. The loader's own position does not move.
+        """
+        if self.train_samples is None:
+            return []
+        number = min(self.total_steps - self.start_step, self.steps_per_epoch(world_size)) * self._accumulate
+        planned = list(islice(self._planned(rank, world_size, self.start_step * self._accumulate), number))
+        visual, layout = self.train_samples.visual, training_layout(self._config)
+        chosen = {max(range(len(planned)), key=lambda i: self._padded(planned[i])): None}
+        chosen[max(range(len(planned)), key=lambda i: visual[np.concatenate(planned[i].units)].sum())] = None
+        make = MakeBatch(self.train_samples, self.encoder, layout, self._skip)
+        return [make(planned[index].units) for index in chosen]
+
+    def largest_val(self, rank: int, world_size: int) -> Batch | None:
+        """Makes the validation batch of most tokens; None without validation rows."""
+        if (samples := self.val_samples) is None:
+            return None
+        plan = _plan(samples.lengths, self._val_batch_size, rank, world_size)
+        if not plan:
+            return None
+        rows = max(plan, key=lambda rows: len(rows) * int(samples.lengths[rows].max()))
+        return MakeBatch(samples, self.encoder, PADDED, self._skip)([rows])
+
+    def _padded(self, planned: Planned) -> int:
+        """Returns the tokens of a micro-batch, padding included."""
+        assert self.train_samples is not None
+        lengths = [self.train_samples.lengths[np.asarray(unit)].sum() for unit in planned.units]
+        return int(sum(lengths)) if self._config.padding_free else len(lengths) * int(max(lengths))
 
     def gather_left_out(self) -> None:
         """Counts on every rank what any rank had to leave out; all ranks call it together."""

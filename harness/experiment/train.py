@@ -50,6 +50,7 @@ from harness.trainer.gradient_check import check_reachable
 from harness.trainer.host_sync import sync_counter
 from harness.trainer.module import TrainingModule
 from harness.trainer.peak import peaks
+from harness.trainer.probe import Probe
 from harness.trainer.recorder import DivergedError, Recorder
 from harness.trainer.replay import watch
 from harness.trainer.standard import StandardConfig, training_device
@@ -130,7 +131,8 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
         profiled = (
             [StepProfile(span[0], span[1], folder.path / "profile")] if (span := config.trainer.profile_steps) else []
         )
-        trainer = build("trainer", sized, data.total_steps, precision, [*profiled, between], skips)
+        probes = [Probe(data)] if config.trainer.probe else []
+        trainer = build("trainer", sized, data.total_steps, precision, [*probes, *profiled, between], skips)
         watch(trainer, module)
         startup.end(Phase.trainer)
         with nullcontext() if syncs is None else syncs.counting():

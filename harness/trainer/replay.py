@@ -47,7 +47,7 @@ class _Failed(Exception):
 
 
 @dataclass(slots=True)
-class _Random:
+class RandomState:
     """Random state of the CPU and of the module's GPU."""
 
     cpu: Tensor
@@ -55,10 +55,12 @@ class _Random:
     device: torch.device
 
     @classmethod
-    def of(cls, device: torch.device) -> "_Random":
+    def of(cls, device: torch.device) -> "RandomState":
+        """Reads the state; nothing waits for the GPU."""
         return cls(torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None, device)
 
     def restore(self) -> None:
+        """Puts it back."""
         torch.set_rng_state(self.cpu)
         if self.cuda is not None:
             torch.cuda.set_rng_state(self.cuda, self.device)
@@ -70,7 +72,7 @@ def watch(trainer: lightning.Trainer, module: TrainingModule) -> None:
     Raises:
         UserError: It was asked for, and the strategy or the optimiser does not allow it.
     """
-    asked, reason = module.config.trainer.oom_replay, _reason_against(trainer, module)
+    asked, reason = module.config.trainer.oom_replay, reason_against(trainer, module)
     if asked is False or (asked is None and (reason or trainer.world_size > 1)):
         return
     if reason:
@@ -78,7 +80,8 @@ def watch(trainer: lightning.Trainer, module: TrainingModule) -> None:
     trainer.fit_loop.epoch_loop.automatic_optimization = ReplayingOptimization(trainer)
 
 
-def _reason_against(trainer: lightning.Trainer, module: TrainingModule) -> str | None:
+def reason_against(trainer: lightning.Trainer, module: TrainingModule) -> str | None:
+    """Returns why a failed step could not be rolled back, or a batch be tried on one rank alone; None where it can."""
     from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
     if getattr(module.config.optim, "per_parameter", False):
@@ -97,7 +100,7 @@ class ReplayingOptimization(_AutomaticOptimization):
         super().__init__(trainer)
         self._batches: list[tuple[int, Batch]] = []
         """Index and micro-batch, on the CPU, of the step so far."""
-        self._random: _Random | None = None
+        self._random: RandomState | None = None
         self._failure: str | None = None
         """Why a micro-batch of this rank did not fit, in this attempt."""
         self._failed: Batch | None = None
@@ -116,7 +119,7 @@ class ReplayingOptimization(_AutomaticOptimization):
         """Runs a micro-batch; the last one of a step takes the step, and takes it anew until it is through."""
         module = self._module
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
-            self._batches, self._random, self._failure = [], _Random.of(module.device), None
+            self._batches, self._random, self._failure = [], RandomState.of(module.device), None
             self._updates_failed = 0
             module.meter.begin_step()
         batch = self.trainer.datamodule.current  # type: ignore[attr-defined]

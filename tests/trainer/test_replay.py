@@ -1,6 +1,7 @@
 """A step that runs out of memory is taken anew: the same losses, weights and counts as if nothing had happened."""
 
 import copy
+import gc
 import json
 import logging
 import os
@@ -86,7 +87,7 @@ class Steps(lightning.Callback):
 class Run:
     """Trains the tiny model without files around it."""
 
-    def __init__(self, make_config, make_tuned, processor, *overrides):
+    def __init__(self, make_config, make_tuned, processor, *overrides, precision="fp32"):
         config = make_config(*QUICK, *overrides)
         torch.manual_seed(0)
         self.module = TrainingModule(make_tuned(*QUICK, *overrides), config, STEPS)
@@ -94,7 +95,7 @@ class Run:
         data.prepare()
         data.total_steps = STEPS
         steps = Steps()
-        trainer = registry.build("trainer", config.trainer, STEPS, "fp32", [steps])
+        trainer = registry.build("trainer", config.trainer, STEPS, precision, [steps])
         watch(trainer, self.module)
         trainer.fit(self.module, data)
         self.curve = steps.curve
@@ -105,7 +106,7 @@ class Run:
 
 @pytest.fixture
 def run(make_config, make_tuned, processor):
-    return lambda *overrides: Run(make_config, make_tuned, processor, *overrides)
+    return lambda *overrides, **told: Run(make_config, make_tuned, processor, *overrides, **told)
 
 
 @pytest.fixture(scope="module")
@@ -351,3 +352,28 @@ def test_measures_are_part_of_a_checkpoint(run, fails, make_tuned, make_config):
     resumed.on_load_checkpoint(checkpoint | {"state_dict": resumed.state_dict()})
     assert asdict(resumed.relief) == asdict(module.relief) and resumed.relief.parts == 2
     assert all(hasattr(layer, "recompute") for layer in resumed.tuned.base.model.language_model.layers)
+
+
+@pytest.mark.gpu
+def test_a_memory_fraction_leads_to_the_undisturbed_curve(run):
+    """Eight packs of 4,096 tokens take some GiB; seven tenths of it are enough for half of them."""
+    choice = (
+        *("data=digits", "data.train_rows=1400", "data.packing=true", "data.packing_length=4096", EXACT),
+        *("trainer.batch_size=8", "trainer.accumulate=1", "trainer.accelerator=gpu", "model.dtype=bfloat16"),
+        *("trainer.compile=false", "optim.lr=1e-3"),
+    )
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_reserved()
+    expected = run(*choice, precision="bf16")
+    peak, total = torch.cuda.max_memory_reserved() - before, torch.cuda.get_device_properties(0).total_memory
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 0.7 * peak) / total)
+    try:
+        got = run(*choice, precision="bf16")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert got.totals.oom_replays > 0 and got.module.relief.parts > 1
+    torch.testing.assert_close(got.curve, expected.curve, atol=1e-3, rtol=2e-2)
+    assert got.totals.tokens == expected.totals.tokens
