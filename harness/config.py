@@ -22,6 +22,7 @@ VOLATILE = (
     "trainer.ddp_timeout_s",
     "trainer.log_every_steps",
     "trainer.measure_peak",
+    "trainer.probe",
     "trainer.debug_syncs",
     "trainer.profile_steps",
     "data.workers",

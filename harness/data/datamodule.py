@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +78,8 @@ class DataModule(L.LightningDataModule):
         self.prompts: list[PromptSample] = []
         self.features: FeatureCache | None = None
         """The cache of a frozen vision tower's features, which is there once the model is."""
+        self.current: Batch | None = None
+        """The micro-batch that the trainer has at hand, on the CPU, for a step that has to be taken anew."""
         self._sources = sources
         self._config = config
         self._skip = config.on_error is OnError.skip
@@ -167,11 +169,26 @@ class DataModule(L.LightningDataModule):
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Copies without waiting: batches come from page-locked memory, and a GPU works through them in order."""
+        self.current = batch
         return batch.to(device, non_blocking=True)
 
-    def largest_batch(self) -> Extent | None:
-        """Returns bounds on the micro-batches of training; None where they are a stream's without a bound."""
-        samples, size = self.train_samples, self._batch_size
+    def resize(self, batch_size: int, accumulate: int) -> None:
+        """Deals the rows of a step out in other micro-batches; before workers start.
+
+        Args:
+            batch_size: Units of a micro-batch on one rank.
+            accumulate: Micro-batches of a step, so that it has as many rows as before.
+        """
+        assert batch_size * accumulate == self._batch_size * self._accumulate and self._ready is None
+        self._batch_size, self._accumulate = batch_size, accumulate
+
+    def largest_batch(self, batch_size: int | None = None) -> Extent | None:
+        """Returns bounds on the micro-batches of training; None where they are a stream's without a bound.
+
+        Args:
+            batch_size: Units of a micro-batch on one rank; None: as set.
+        """
+        samples, size = self.train_samples, batch_size or self._batch_size
         longest = self._config.pack_length() or self._config.max_tokens_per_batch
         if samples is None:
             tokens = longest or self._config.max_length
@@ -183,6 +200,37 @@ class DataModule(L.LightningDataModule):
         if self._config.padding_free and not longest:
             tokens = _largest(lengths, size)
         return Extent(tokens, _largest(visual, size), _largest(supervised, size))
+
+    def largest_planned(self, rank: int, world_size: int) -> list[Batch]:
+        """Makes those micro-batches of the steps to come, of an epoch at most, that have most tokens and most to see.
+
+        Of a stream there are none. The loader's own position does not move.
+        """
+        if self.train_samples is None:
+            return []
+        number = min(self.total_steps - self.start_step, self.steps_per_epoch(world_size)) * self._accumulate
+        planned = list(islice(self._planned(rank, world_size, self.start_step * self._accumulate), number))
+        visual, layout = self.train_samples.visual, training_layout(self._config)
+        chosen = {max(range(len(planned)), key=lambda i: self._padded(planned[i])): None}
+        chosen[max(range(len(planned)), key=lambda i: visual[np.concatenate(planned[i].units)].sum())] = None
+        make = MakeBatch(self.train_samples, self.encoder, layout, self._skip)
+        return [make(planned[index].units) for index in chosen]
+
+    def largest_val(self, rank: int, world_size: int) -> Batch | None:
+        """Makes the validation batch of most tokens; None without validation rows."""
+        if (samples := self.val_samples) is None:
+            return None
+        plan = _plan(samples.lengths, self._val_batch_size, rank, world_size)
+        if not plan:
+            return None
+        rows = max(plan, key=lambda rows: len(rows) * int(samples.lengths[rows].max()))
+        return MakeBatch(samples, self.encoder, PADDED, self._skip)([rows])
+
+    def _padded(self, planned: Planned) -> int:
+        """Returns the tokens of a micro-batch, padding included."""
+        assert self.train_samples is not None
+        lengths = [self.train_samples.lengths[np.asarray(unit)].sum() for unit in planned.units]
+        return int(sum(lengths)) if self._config.padding_free else len(lengths) * int(max(lengths))
 
     def gather_left_out(self) -> None:
         """Counts on every rank what any rank had to leave out; all ranks call it together."""

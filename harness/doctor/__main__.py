@@ -14,19 +14,21 @@ from harness import registry
 from harness.errors import UserError, tell
 
 _USAGE = """\
-python -m harness.doctor [--decode] [--out FOLDER] [group=option ...] [key=value ...]
+python -m harness.doctor [--decode] [--card NAME] [--out FOLDER] [group=option ...] [key=value ...]
 
-Looks at this machine and, with the overrides of a run, at its data: no training, no weights. The overrides are those of
-python -m harness.
+Looks at this machine and, with the overrides of a run, at its data and at the memory of a step: no training, no
+weights. The overrides are those of python -m harness.
 
 Examples
   python -m harness.doctor
   python -m harness.doctor data=digits
   python -m harness.doctor data=files data.train=train.jsonl data.val=val.jsonl data.max_length=4096
+  python -m harness.doctor --card h100 model=qwen3_vl_4b tuner=full data=files data.train=train.jsonl
   python -m harness.doctor --decode experiment=caption_lora data.train=train.jsonl data.val=val.jsonl
 
 Flags
   --decode       decode every image and video, in data.index_workers processes, not 200 at random
+  --card NAME    predict memory for a GPU that is not here (h100, l40s, ...), or for so many GiB
   --out FOLDER   where doctor.json and doctor.png go; default outputs/doctor/<time>
   --help         this text
 
@@ -60,6 +62,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = _Parser(prog="python -m harness.doctor", add_help=False, allow_abbrev=False)
     parser.add_argument("--help", "-h", action="store_true")
     parser.add_argument("--decode", action="store_true")
+    parser.add_argument("--card")
     parser.add_argument("--out", type=Path)
     parser.add_argument("overrides", nargs="*")
     return parser.parse_intermixed_args(arguments)
@@ -71,6 +74,8 @@ def _examine(asked: argparse.Namespace) -> int:
     config = _config(asked.overrides)
     if asked.decode and config is None:
         raise UserError("--decode decodes the images of a run: give its overrides too, data=... at least")
+    if asked.card is not None and config is None:
+        raise UserError("--card predicts the memory of a run: give its overrides too, data=... at least")
     folder = _folder(asked.out)
     _log()
     report: dict[str, Any] = {"title": " ".join(asked.overrides) or "machine", "overrides": asked.overrides}
@@ -80,6 +85,8 @@ def _examine(asked: argparse.Namespace) -> int:
     report["failures"] = machine.problems(report["machine"])
     if config is not None and not report["failures"]:
         report |= _data(config, asked.decode)
+        if not report["failures"]:
+            report |= _memory(config, report["machine"]["torch"].get("gpus", []), asked.card)
     return _conclude(report, folder)
 
 
@@ -104,6 +111,19 @@ def _data(config: Any, decode_all: bool) -> dict[str, Any]:
         return {"failures": [str(error)]}
     data.show(report)
     return report
+
+
+def _memory(config: Any, gpus: list[dict[str, Any]], card: str | None) -> dict[str, Any]:
+    from harness.doctor import memory
+
+    try:
+        found = memory.measure(config, gpus, card)
+    except UserError as error:
+        return {"failures": [str(error)]}
+    if found is None:
+        return {}
+    memory.show(found)
+    return {"memory": found, "failures": [found["failure"]] if found["failure"] else []}
 
 
 def _folder(out: Path | None) -> Path:

@@ -66,6 +66,7 @@ def write_success(
         "model_tflop_per_s": use["perf/model_tflop_per_s"],
         "measured_peak_tflop_per_s": meter.peaks.measured,
         "peak_allocated_gib": progression.memory.get("memory/peak_allocated_gib"),
+        "oom_replays": meter.total.oom_replays,
         "memory": memory(progression.memory.get("memory/peak_allocated_gib")),
         "startup_time_s": first_step - startup.started,
         "startup": startup.seconds(first_step),

@@ -3,6 +3,7 @@
 import logging
 import math
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,9 @@ from harness.logging.run_info import RunInfo
 from harness.logging.setup import setup_logging
 from harness.logging.tracker import finish
 from harness.memory.config import AUTO
+from harness.memory.fitting import plan_ahead
 from harness.memory.precision import checked_precision
-from harness.memory.resolve import Resolved, resolve
+from harness.memory.resolve import Resolved, resolve, room_gib
 from harness.model.compiled import compile_blocks, graph_breaks, will_compile
 from harness.model.loading import Loaded
 from harness.model.processor import Processor, load_processor
@@ -50,8 +52,10 @@ from harness.trainer.gradient_check import check_reachable
 from harness.trainer.host_sync import sync_counter
 from harness.trainer.module import TrainingModule
 from harness.trainer.peak import peaks
+from harness.trainer.probe import Probe
 from harness.trainer.recorder import DivergedError, Recorder
-from harness.trainer.standard import training_device
+from harness.trainer.replay import watch
+from harness.trainer.standard import StandardConfig, training_device
 from harness.trainer.step_profile import StepProfile
 from harness.tuner.new_tokens import settle
 from harness.tuner.outlook import Outlook
@@ -85,6 +89,7 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
     data.start_step, data.total_steps = resume_step(config, checkpointer), _total_steps(config, data)
     if (summary := finished_summary(folder, data)) is not None:
         return summary
+    sized = _with_micro_batch(config, data, device)
     check_same_data(folder, data)
     progression = progression_so_far(config, folder, checkpointer, data.start_step)
     startup.end(Phase.data)
@@ -126,8 +131,10 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
             [StepProfile(span[0], span[1], folder.path / "profile")] if (span := config.trainer.profile_steps) else []
         )
         early = [EarlyReport(folder)] if _world(config) > 1 else []
-        callbacks = [*early, *profiled, between]
-        trainer = build("trainer", config.trainer, data.total_steps, precision, callbacks, skips)
+        probes = [Probe(data)] if config.trainer.probe else []
+        callbacks = [*early, *probes, *profiled, between]
+        trainer = build("trainer", sized, data.total_steps, precision, callbacks, skips)
+        watch(trainer, module)
         startup.end(Phase.trainer)
         with nullcontext() if syncs is None else syncs.counting():
             fit(trainer, module, data, checkpointer)
@@ -164,6 +171,17 @@ def _tuned(
     if compiled:
         compile_blocks(tuned.base, config.data.has_one_length)
     return tuned, resolved
+
+
+def _with_micro_batch(config: RunConfig, data: DataModule, device: torch.device) -> StandardConfig:
+    """Returns the trainer's config with the micro-batch that memory=auto chooses, and tells the data."""
+    if config.memory.checkpointing != AUTO or device.type != "cuda":
+        return config.trainer
+    chosen = plan_ahead(config, data, device, room_gib(config.memory, device))
+    if chosen is None:
+        return config.trainer
+    data.resize(chosen.batch_size, chosen.accumulate)
+    return replace(config.trainer, batch_size=chosen.batch_size, accumulate=chosen.accumulate)
 
 
 def _total_steps(config: RunConfig, data: DataModule) -> int:

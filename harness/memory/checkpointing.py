@@ -86,7 +86,24 @@ def set_policy(layer: Any, policy: str) -> None:
     if policy == "full":
         layer.recompute = partial(checkpoints.checkpoint, use_reentrant=False)
         return
+    layer.uncheckpointed = layer.forward
     layer.forward = _selective(layer, layer.forward)
+
+
+def checkpoint_all(model: PreTrainedModel) -> bool:
+    """Makes every layer that keeps activations follow full, in place, whatever it followed.
+
+    Returns:
+        Whether one of them kept more before.
+    """
+    towers: Any = model.model
+    blocks = [*towers.language_model.layers, *(towers.visual.blocks if vit_keeps(model) else ())]
+    changed = [block for block in blocks if not hasattr(block, "recompute")]
+    for block in changed:
+        if (forward := block.__dict__.pop("uncheckpointed", None)) is not None:
+            block.forward = forward
+        set_policy(block, "full")
+    return bool(changed)
 
 
 def _selective(layer: nn.Module, inner: Callable[..., Tensor]) -> Callable[..., Tensor]:

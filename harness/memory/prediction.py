@@ -154,7 +154,7 @@ def plans(layers: int, vit: bool) -> list[Plan]:
         layers: Of the LLM.
         vit: Whether the ViT keeps activations.
     """
-    found = [(_cost(plan, layers), place, plan) for place, plan in enumerate(_plans(layers, vit))]
+    found = [(cost(plan, layers), place, plan) for place, plan in enumerate(_plans(layers, vit))]
     return [plan for *_, plan in sorted(found, key=lambda item: item[:2])]
 
 
@@ -168,8 +168,9 @@ def _plans(layers: int, vit: bool) -> Iterator[Plan]:
         yield replace(plan, offload_activations=True)
 
 
-def _cost(plan: Plan, layers: int) -> float:
+def cost(plan: Plan, layers: int) -> float:
+    """Returns the time that a plan adds to a step, in forward passes of a layer of the LLM."""
     # A block of the ViT, frozen or not, has little beside a layer of the LLM; all of them count as two layers.
     count = layers if plan.checkpointed_layers is None else plan.checkpointed_layers
-    cost = count * _COST[plan.checkpointing] + 2 * _COST[plan.vit_checkpointing]
-    return cost + (_OFFLOAD_COST * layers if plan.offload_activations else 0)
+    again = count * _COST[plan.checkpointing] + 2 * _COST[plan.vit_checkpointing]
+    return again + (_OFFLOAD_COST * layers if plan.offload_activations else 0)

@@ -87,3 +87,9 @@ def graph_breaks() -> dict[str, int]:
     """Returns the reasons for which compiled blocks fell back to Python so far, and how often; imports no compiler."""
     dynamo = sys.modules.get("torch._dynamo.utils")
     return {} if dynamo is None else dict(dynamo.counters["graph_break"])
+
+
+def forget_programs() -> None:
+    """Lets blocks be compiled anew, where some are, after their forward pass has become another."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()

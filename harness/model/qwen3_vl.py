@@ -65,8 +65,8 @@ class Qwen3VLConfig:
     dtype: Dtype = Dtype.auto
     """Storage type of the base weights; auto takes the checkpoint's own. Adapters have their own (`tuner.dtype`)."""
     attention: Attention = Attention.auto
-    """Attention kernel; auto takes varlen, which needs no package, on the CPU and for weights of 16 bits, else sdpa; on a
-    Hopper or later flash_attention_4 in varlen's place, where it is installed (extra `hopper`)."""
+    """Attention kernel; auto takes varlen, which needs no package, on the CPU and for weights of 16 bits, else sdpa; in
+    varlen's place flash_attention_4, where it is installed (extra `hopper`) and the GPU is a Hopper or later."""
     new_special_tokens: list[str] = field(default_factory=list)
     """Tokens to add, each a text or the path of a .txt file with one a line: `["<cat>",tokens.txt]`. Rows may use
     them; each stays one token."""

@@ -36,6 +36,10 @@ class ChannelLoss:
         # Not index_add, which adds in another order each time.
         self._sums.append(torch.stack(((belongs_CK * loss_K).sum(1), belongs_CK.sum(1).to(loss_K.dtype))))
 
+    def clear(self) -> None:
+        """Forgets what was added since the last call of `take`."""
+        self._sums.clear()
+
     def take(self, device: torch.device) -> Tensor:
         """Returns (2 C,) losses, then tokens, of each channel since the last call, still on the device."""
         sums, self._sums = self._sums, []

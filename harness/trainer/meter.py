@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -32,6 +32,8 @@ class Totals:
     needed_flops: float = 0.0
     done_flops: float = 0.0
     """With padding and recomputation; see `harness.trainer.flops`."""
+    oom_replays: int = 0
+    """Steps that ran out of memory and were taken anew; see `harness.trainer.replay`."""
 
     def add(self, other: "Totals") -> None:
         """Adds another span to this one, in place."""
@@ -79,6 +81,8 @@ class Meter:
     step_has_images: bool = False
     """Whether the current optimiser step has seen an image so far."""
     _interval: Totals = field(default_factory=Totals)
+    _before: Totals = field(default_factory=Totals)
+    """The interval's counts where the current step began."""
     _steps: int = 0
     """Of this process."""
     _graphs: int = 0
@@ -103,6 +107,17 @@ class Meter:
             needed, done = self.costs.of(batch)
             self._interval.needed_flops += needed
             self._interval.done_flops += done
+
+    def begin_step(self) -> None:
+        """Notes the counts at the start of an optimiser step, for `rewind`."""
+        self._before = replace(self._interval)
+
+    def rewind(self) -> None:
+        """Forgets what was counted since `begin_step`, for the step is taken anew, which is counted too."""
+        self._before.oom_replays += 1
+        self._interval = replace(self._before)
+        self._losses.clear()
+        self.step_has_images = False
 
     def end_step(self) -> Tensor:
         """Closes an optimiser step and returns its loss on this rank, still on the device."""

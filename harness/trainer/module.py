@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning
 import torch
@@ -28,9 +28,18 @@ from harness.trainer.channel_loss import ChannelLoss
 from harness.trainer.flops import survey
 from harness.trainer.gradient_check import GradientCheck
 from harness.trainer.meter import Meter, Totals
+from harness.trainer.relief import Relief
 from harness.tuner.tuned import Tuned
 
 log = logging.getLogger(__name__)
+
+
+class Part(NamedTuple):
+    """Which part of a micro-batch that was cut (`harness.trainer.replay`) a training step gets."""
+
+    number: int
+    """From 0."""
+    parts: int
 
 
 class TrainingModule(lightning.LightningModule):
@@ -52,6 +61,8 @@ class TrainingModule(lightning.LightningModule):
         self.lr = config.optim.lr or tuned.default_lr
         self.meter = Meter(costs=survey(tuned.base))
         self.channel_loss = ChannelLoss(config.data.channels)
+        self.relief = Relief()
+        self.part = Part(0, 1)
         self.grad_norm: Tensor | None = None
         self.learning_rates: dict[str, float] = {}
         if tuned.after_step is not None and config.optim.rewrites_gradients:
@@ -64,7 +75,7 @@ class TrainingModule(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the micro-batch's share of the step's loss, scaled for Lightning's and DDP's averaging."""
-        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+        if batch_idx % self.trainer.accumulate_grad_batches == 0 and self.part.number == 0:
             self._step_tokens = self._sum_over_ranks(batch.step_supervised)
             if self.config.optim.skips_parameters:
                 self.meter.costs = survey(self.tuned.base)
@@ -77,7 +88,7 @@ class TrainingModule(lightning.LightningModule):
         self.channel_loss.add(each_K, batch)
         loss = loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
         # Once a step after the averages over micro-batches and ranks, and no part of the loss that is reported.
-        return loss if self.tuned.regularizer is None else loss + self.tuned.regularizer()
+        return loss if self.tuned.regularizer is None else loss + self.tuned.regularizer() / self.part.parts
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Builds the optimiser and a schedule that moves once per optimiser step.
@@ -149,6 +160,7 @@ class TrainingModule(lightning.LightningModule):
             states = states * self.trainer.world_size
             torch.distributed.all_gather_object(states, states[self.global_rank])
         checkpoint["rng"], checkpoint["totals"] = states, asdict(self.meter.total)
+        checkpoint["relief"] = asdict(self.relief)
         if self.tuned.state is not None:
             checkpoint["tuner"] = self.tuned.state()
 
@@ -163,6 +175,9 @@ class TrainingModule(lightning.LightningModule):
             )
         self._rng = checkpoint["rng"][self.global_rank]
         self.meter.total = Totals(**checkpoint["totals"])
+        self.relief = Relief(**checkpoint.get("relief", {}))
+        if self.relief.checkpoints_all:
+            self.relief.apply(self.tuned.base)
 
     def on_train_end(self) -> None:
         """Lets the first rank count the rows that the others had to leave out."""

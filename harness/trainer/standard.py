@@ -51,6 +51,13 @@ class StandardConfig:
     """Rows per device and micro-batch; packs, with `data.packing`."""
     accumulate: int = 1
     """Micro-batches per optimiser step. The loss is the same as with one batch of that size."""
+    oom_replay: bool | None = None
+    """Take a step anew that runs out of GPU memory, with the same loss: its micro-batches are cut by rows, a single row
+    has all layers checkpointed. null: on one process. true on several (DDP): gradients are reduced after the backward
+    pass, not within it."""
+    probe: bool = False
+    """Try the largest planned training and validation batches before the first step, forward and backward, so that a
+    run out of memory shows in a minute. Changes nothing that comes after."""
     neftune_alpha: float | None = None
     """NEFTune: noise of this strength on the embeddings of text in training (usual: 5 to 15); null for none."""
     accelerator: Accelerator = Accelerator.auto

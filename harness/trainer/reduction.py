@@ -1,0 +1,57 @@
+"""Averages gradients over ranks after the backward pass, once all ranks have said that theirs is through."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+_BUCKET = 2**24
+"""Values that are sent at a time: a copy of so many is there for a moment."""
+
+
+class Reduction:
+    """What DDP does within a backward pass, at a time when it is known that no rank is missing."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Args: what trains, in the same order on every rank. Collective: makes a group of processes."""
+        self._parameters = parameters
+        # On the host, so that nothing waits for a GPU.
+        self._group = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+        self._has_P: list[bool] = []
+
+    def agree(self, failed: bool) -> bool:
+        """Returns whether this rank or another failed, and learns which parameters have a gradient on some rank."""
+        told = torch.tensor([failed, *(p.grad is not None for p in self._parameters)], dtype=torch.uint8)
+        dist.all_reduce(told, dist.ReduceOp.MAX, group=self._group)
+        any_failed, *self._has_P = told.bool().tolist()
+        return any_failed
+
+    def average(self) -> None:
+        """Averages gradients in place; a rank without one of them gets the others' over the number of all."""
+        pairs = zip(self._parameters, self._has_P, strict=True)
+        gradients = []
+        for parameter in (p for p, has in pairs if has):
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+        for bucket in _buckets(gradients):
+            flat = torch.cat([gradient.flatten() for gradient in bucket])
+            dist.all_reduce(flat)
+            flat /= dist.get_world_size()
+            sizes = [gradient.numel() for gradient in bucket]
+            for gradient, mean in zip(bucket, flat.split(sizes), strict=True):
+                gradient.copy_(mean.view_as(gradient))
+
+
+def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yields gradients of one type in groups; the first of a group may by itself be larger than a bucket."""
+    bucket: list[Tensor] = []
+    for gradient in gradients:
+        full = sum(g.numel() for g in bucket) + gradient.numel() > _BUCKET
+        if bucket and (full or gradient.dtype != bucket[0].dtype):
+            yield bucket
+            bucket = []
+        bucket.append(gradient)
+    if bucket:
+        yield bucket
