@@ -129,7 +129,9 @@ def load(path: Path) -> RunConfig:
     assert isinstance(stored, DictConfig)
     typed = OmegaConf.structured(RunConfig)
     for group in registry.GROUPS:
-        typed[group] = OmegaConf.structured(registry.get(group, stored[group].name).config)
+        key = registry.key_of(group)
+        name = OmegaConf.select(stored, f"{key}.name")
+        OmegaConf.update(typed, key, OmegaConf.structured(registry.get(group, str(name)).config), merge=False)
     try:
         merged = OmegaConf.merge(typed, stored)
     except OmegaConfBaseException as error:
