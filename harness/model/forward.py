@@ -65,16 +65,17 @@ def supervised_hidden(
         model: The Qwen3-VL itself; adapters that PEFT put inside it take part.
         batch: A batch on the model's device.
         always_see: Run the vision tower for a batch of text too, times zero: where it trains, each rank has to bring
-            gradients for every parameter, or the others wait for ever.
+            gradients for every parameter, and where its weights are split each has to gather them, or the others wait
+            for ever.
         noise_alpha: Strength of NEFTune's noise, see `embedding_noise`; 0 adds none.
     """
     visual, language = model.model.visual, model.model.language_model
     features_FD, levels = _see(visual, batch)
+    # In the place where others run the tower, whose weights ranks may gather together.
+    blank = _blank_image(visual) if always_see and features_FD is None else None
     hidden_TD = _decode(language, batch, features_FD, levels, noise_alpha)
     hidden_KD = language.norm(hidden_TD.index_select(0, batch.target_index))
-    if always_see and features_FD is None:
-        hidden_KD = hidden_KD + 0.0 * _blank_image(visual)
-    return hidden_KD
+    return hidden_KD if blank is None else hidden_KD + 0.0 * blank
 
 
 def _see(visual: Any, batch: "Batch") -> tuple[Tensor | None, list[Tensor]]:
