@@ -117,7 +117,7 @@ class TrainingModule(lightning.LightningModule):
         loss = summed / max(self._step_tokens, 1)
         self.meter.add(batch, loss.detach())
         self.channel_loss.add(each_K, batch)
-        loss = loss * (accumulate * self.trainer.world_size)
+        loss = loss * (accumulate * self.trainer.world_size * (accumulate if self.parallel.averages else 1))
         # Once a step after the averages over micro-batches and ranks, and no part of the loss that is reported.
         return loss if self.tuned.regularizer is None else loss + self.tuned.regularizer()
 

@@ -43,6 +43,8 @@ class Parallel:
         torch.nn.utils.clip_grad_norm_(parameters, limit).detach()
     )
     """Scales gradients down to a global norm and returns what theirs was; None: the step itself does that."""
+    averages: bool = False
+    """The strategy divides a loss by the number of micro-batches of a step, as Lightning has done already."""
     norm: Callable[[], float] | None = None
     """Returns the gradients' norm after a step that clipped by itself."""
     gradient: Callable[[nn.Parameter], Tensor | None] = lambda parameter: parameter.grad

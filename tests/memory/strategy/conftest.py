@@ -135,8 +135,8 @@ def on_two(group, one_process):
 def check(one_process, on_two, figures):
     """Holds the run of a tuner under a strategy to that of one process: curves, export, checkpoints, resume."""
 
-    def compare(strategy: str, tuner: str) -> RunFolder:
-        one, two = one_process[tuner], on_two(strategy)[tuner]
+    def compare(strategy: str, tuner: str, *overrides: str) -> RunFolder:
+        one, two = one_process[tuner], on_two(strategy, *overrides)[tuner]
         whole = two.path / "whole.jsonl"
         for key, tolerance in (("train/loss", 1e-4), ("train/grad_norm", 1e-3), ("val/loss", 1e-4)):
             expected = figures(one.metrics, key)
