@@ -70,7 +70,8 @@ def run(argument: str) -> int:
 
 def main() -> int:
     """Returns the first exit code that is not 0."""
-    if importlib.util.find_spec("deepspeed") is not None and "zero" in " ".join(sys.argv):
+    there = importlib.util.find_spec("deepspeed") is not None and not torch.cuda.is_available()
+    if there and "zero" in " ".join(sys.argv):
         deepspeed_without_gpu()
     return next((code for code in map(run, sys.argv[1:]) if code), 0)
 
