@@ -35,7 +35,9 @@ def test_a_run_goes_on_with_another_number_of_processes(group, check, figures):
     two = check("fsdp2", "lora")
     shutil.copytree(two.path, group.home / "fewer", symlinks=True)
     fewer = RunFolder(group.home / "fewer")
-    text = fewer.config.read_text().replace("devices: 2", "devices: 1").replace("batch_size: 2", "batch_size: 4")
+    text = (
+        fewer.config.read_text().replace("devices: 2", "devices: 1").replace("\n  batch_size: 2", "\n  batch_size: 4")
+    )
     fewer.config.write_text(text)
     group.run(1, f"{fewer.path}@10")
     expected = figures(two.metrics, "train/loss")
