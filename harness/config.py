@@ -57,6 +57,7 @@ class RunConfig:
         self._check_optim()
         self._check_tuner(getattr(self.tuner, "is_full", False))
         self._check_steps()
+        self._check_strategy()
 
     def _check_optim(self) -> None:
         # With exceptions that train, only the model tells what is frozen; the parameter groups check it then.
@@ -83,6 +84,22 @@ class RunConfig:
         if self.freeze.full and is_full:
             full = [item.name for item in self.freeze.full]
             raise reject("freeze.full", full, f"tuner={tuner} trains all that is not frozen in full; leave it out")
+
+    def _check_strategy(self) -> None:
+        strategy = self.memory.strategy
+        name = f"memory/strategy={strategy.name}"
+        if strategy.splits_updates and not self.optim.elementwise:
+            remedy = f"looks at whole matrices or gradients, and {name} splits them; use adamw, or memory/strategy=ddp"
+            raise reject("optim", self.optim.name, remedy)
+        if strategy.flattens and self.optim.averages:
+            remedy = f"keeps an average in the place of weights, which {name} updates in copies; use fsdp2 or ddp"
+            raise reject("optim", self.optim.name, remedy)
+        if strategy.sharded and self.trainer.compile:
+            raise reject("trainer.compile", "true", f"{name} gathers weights within a compiled block; leave it null")
+        if strategy.splits_updates and getattr(self.memory, "changes_base", False):
+            raise reject("memory", self.memory.name, f"{name} can not hold weights of 8 bits; use memory/strategy=ddp")
+        if not strategy.scales_fp16 and self.memory.precision.name == "fp16":
+            raise reject("memory.precision", "fp16", f"{name} has no scaler for its gradients; use bf16")
 
     def _check_steps(self) -> None:
         if self.data.max_tokens_per_batch is not None and self.trainer.batch_size != 1:
@@ -131,7 +148,9 @@ def load(path: Path) -> RunConfig:
     assert isinstance(stored, DictConfig)
     typed = OmegaConf.structured(RunConfig)
     for group in registry.GROUPS:
-        typed[group] = OmegaConf.structured(registry.get(group, stored[group].name).config)
+        key = registry.key_of(group)
+        name = OmegaConf.select(stored, f"{key}.name")
+        OmegaConf.update(typed, key, OmegaConf.structured(registry.get(group, str(name)).config), merge=False)
     try:
         merged = OmegaConf.merge(typed, stored)
     except OmegaConfBaseException as error:

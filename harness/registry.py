@@ -16,8 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from harness.errors import UserError
 
-GROUPS = ("model", "tuner", "freeze", "optim", "data", "memory", "logging", "trainer")
-"""Config groups that hold implementations, in the order in which a run builds them."""
+GROUPS = ("model", "tuner", "freeze", "optim", "data", "memory", "memory/strategy", "logging", "trainer")
+"""Config groups that hold implementations, in the order in which a run builds them; a nested one behind its parent.
+
+The config of a nested group is a field of its parent's, `memory.strategy`, and its files lie in a folder below.
+"""
 
 _PACKAGE = Path(__file__).parent
 CONF = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (path / "config.yaml").is_file())
@@ -60,7 +63,7 @@ def register(group: str, config: type) -> Callable[[Builder], Builder]:
             raise TypeError(f"{group}={name} is registered twice")
         _entries[group, name] = Entry(group, name, config, build)
         schema = _with_open_maps(config)
-        ConfigStore.instance().store(group=f"schema/{group}", name=name, node=schema, package=group.replace("/", "."))
+        ConfigStore.instance().store(group=f"schema/{group}", name=name, node=schema, package=key_of(group))
         return build
 
     return bind
@@ -75,6 +78,11 @@ def _with_open_maps(config: type) -> DictConfig:
     return schema
 
 
+def key_of(group: str) -> str:
+    """Returns the key at which the config of a group stands: `memory.strategy` of `memory/strategy`."""
+    return group.replace("/", ".")
+
+
 def load() -> None:
     """Imports every implementation that `conf/` names, so that its schema is known to Hydra.
 
@@ -84,7 +92,7 @@ def load() -> None:
     for group in GROUPS:
         for module in sorted((_PACKAGE / group).glob("*.py")):
             if (CONF / group / f"{module.stem}.yaml").is_file():
-                importlib.import_module(f"harness.{group}.{module.stem}")
+                importlib.import_module(f"harness.{key_of(group)}.{module.stem}")
 
 
 def get(group: str, name: str) -> Entry:

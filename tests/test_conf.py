@@ -15,6 +15,7 @@ PLACEHOLDERS = {
     "data=files": ["data.train=train.jsonl"],
     "data=jsonl": ["data.train=train.jsonl"],
     "experiment=caption_lora": ["data.train=train.jsonl"],
+    "memory/strategy=deepspeed": ["memory.strategy.file=zero.json"],
     "optim=lisa": ["tuner=full"],
     "optim=apollo": ["tuner=full"],
     "optim=apollo_mini": ["tuner=full"],

@@ -65,6 +65,13 @@ def split(span: str) -> tuple[dict[str, str], list[str]]:
     return dict(part.split("=", 1) for part in chosen), keys
 
 
+def place(key: str) -> tuple[str, str]:
+    """Splits `memory.strategy.nvme_path` into the innermost group and the key below it."""
+    found = [group for group in registry.GROUPS if key.startswith(registry.key_of(group) + ".")]
+    group = max(found, key=len, default=key.partition(".")[0])
+    return group, key[len(group) + 1 :]
+
+
 @functools.cache
 def option_file(group: str, option: str) -> dict[str, Any]:
     return yaml.safe_load((registry.CONF / group / f"{option}.yaml").read_text(encoding="utf-8"))
@@ -103,7 +110,7 @@ def defaults_of(span: str) -> list[str]:
         return [ROOT[group] for group in choices]
     found = []
     for key in (item.partition("=")[0] for item in keys):
-        group, _, path = key.partition(".")
+        group, path = place(key)
         if key == "seed":
             found.append(spelt(RunConfig.__dataclass_fields__["seed"].default))
         elif group != "hydra" and "*" not in path:
@@ -150,7 +157,7 @@ def test_keys_that_it_names_compose(span):
     for group, option in choices.items():
         composed(group, option)
     for key, _, value in (item.partition("=") for item in keys):
-        group, _, path = key.removesuffix(".*").partition(".")
+        group, path = place(key.removesuffix(".*"))
         if group in ("seed", "hydra"):
             continue
         config = composed(group, (ROOT | choices)[group])

@@ -47,7 +47,7 @@ def open_feature_cache(
     if mode is CacheMode.never:
         return None
     stage = pick_stage(tuned)
-    wrong = _wrong(config, data, stage)
+    wrong = _hangs(config) or _wrong(config, data, stage)
     if wrong is not None and mode is CacheMode.always:
         raise reject(_KEY, mode.name, wrong)
     if stage is None or wrong is not None:
@@ -100,6 +100,14 @@ def _connect(config: RunConfig, data: DataModule, visual: torch.nn.Module, stage
     visual.feature_cache = cache  # type: ignore[assignment]  # no module and no tensor: an attribute like any other
     data.features = cache
     return cache
+
+
+def _hangs(config: RunConfig) -> str | None:
+    """Returns why ranks would wait for each other, or None."""
+    strategy = config.memory.strategy
+    if not strategy.sharded or config.trainer.devices == 1:
+        return None
+    return f"memory/strategy={strategy.name} splits the ViT, and ranks that find features do not run it; set never"
 
 
 def _wrong(config: RunConfig, data: DataModule, stage: Stage | None) -> str | None:

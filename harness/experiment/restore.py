@@ -85,7 +85,8 @@ def fit(trainer: lightning.Trainer, module: TrainingModule, data: DataModule, ch
         UserError: The checkpoint can not be read.
     """
     path = checkpointer.path_of("last") if data.start_step else None
-    if path is not None:
+    # A folder holds the parts of a strategy that splits weights, and is read by it.
+    if path is not None and path.is_file():
         try:
             torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except (OSError, RuntimeError, pickle.UnpicklingError) as error:
@@ -98,11 +99,15 @@ def fit(trainer: lightning.Trainer, module: TrainingModule, data: DataModule, ch
 
 
 def load_best(module: TrainingModule, checkpointer: Checkpointer) -> None:
-    """Puts the best checkpoint's trainable weights into the model."""
+    """Puts the best checkpoint's trainable weights into the model. Called on every rank where weights are split."""
     if checkpointer.step_of("best") is None:
         log.warning("trainer.load_best: no validation measured trainer.monitor, so the last weights are exported")
         return
-    checkpoint = torch.load(checkpointer.path_of("best"), map_location="cpu", weights_only=True)
+    path = checkpointer.path_of("best")
+    if path.is_dir():
+        module.trainer.strategy.load_checkpoint(path, weights_only=True)
+        return
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     module.load_state_dict(checkpoint["state_dict"], strict=False)
     if module.averaging_optimizers():
         # The average that is to be exported follows from the weights and from the state that belongs to them.

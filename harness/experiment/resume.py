@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from harness import config
 from harness.compose import compose_config
+from harness.config import RunConfig
 from harness.errors import UserError
 
 KEY, RUN_DIR = "trainer.resume", "hydra.run.dir"
@@ -49,15 +50,40 @@ def _refuse_used(run_dir: str | None) -> None:
 
 def _refuse_drift(folder: Path, overrides: Sequence[str]) -> None:
     """Compares what decides the training now with what the run was started with."""
-    started = config.identity(config.load(folder / "config.yaml"))
-    now = config.identity(config.to_run_config(compose_config(overrides)))
+    before, after = config.load(folder / "config.yaml"), config.to_run_config(compose_config(overrides))
+    started, now = config.identity(before), config.identity(after)
+    free = _free_to_change(folder, before, after)
     changed = [
         f"{key}: {started.get(key)} -> {now.get(key)}"
         for key in sorted(started.keys() | now.keys())
-        if started.get(key) != now.get(key) and key not in MAY_CHANGE
+        if started.get(key) != now.get(key) and key not in free
     ]
     if changed:
         raise UserError(f"{KEY}={folder}: the config differs from the run's own: {'; '.join(changed)}")
+
+
+def _free_to_change(folder: Path, before: RunConfig, after: RunConfig) -> tuple[str, ...]:
+    """Returns the keys that may be otherwise; where processes are more or fewer, also how a step is dealt to them.
+
+    Raises:
+        UserError: The steps would be others with that number of processes, or a checkpoint is of no use to them.
+    """
+    old, new = before.trainer, after.trainer
+    if old.devices == new.devices:
+        return MAY_CHANGE
+    rows, now = (item.batch_size * item.accumulate * item.devices for item in (old, new))
+    shares = old.batch_size * old.devices == new.batch_size * new.devices and min(old.devices, new.devices) > 1
+    data, strategy = after.data, after.memory.strategy
+    reason = None
+    if not strategy.reshards:
+        reason = f"checkpoints of memory/strategy={strategy.name} hold a part for each process: give as many as before"
+    elif rows != now:
+        reason = f"a step would take {now} rows and not {rows}: set trainer.batch_size or trainer.accumulate to match"
+    elif getattr(data, "streaming", False) or ((data.packing or data.group_by_length) and not shares):
+        reason = "streams, packs and groups of like length are dealt out by the number of processes: give as many"
+    if reason is not None:
+        raise UserError(f"{KEY}={folder}: trainer.devices: {old.devices} -> {new.devices}: {reason}")
+    return (*MAY_CHANGE, "trainer.devices", "trainer.batch_size", "trainer.accumulate")
 
 
 def _key(override: str) -> str:

@@ -39,6 +39,7 @@ from harness.memory.config import AUTO
 from harness.memory.fitting import plan_ahead
 from harness.memory.precision import checked_precision
 from harness.memory.resolve import Resolved, resolve, room_gib
+from harness.memory.strategy.parallel import Parallel, Ranks
 from harness.model.compiled import compile_blocks, graph_breaks, will_compile
 from harness.model.loading import Loaded
 from harness.model.processor import Processor, load_processor
@@ -111,8 +112,10 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
         startup.end(Phase.model)
         tuned, memory = _tuned(config, loaded, data, folder, device)
         startup.end(Phase.tuner)
-        module = TrainingModule(tuned, config, data.total_steps)
+        parallel = _parallel(config, device)
+        module = TrainingModule(tuned, config, data.total_steps, parallel)
         if rank == 0:
+            write_json(folder.path / "strategy.json", parallel.settings)
             log.info("%s", trainable_table(tuned, config.optim, module.lr))
             write_json(folder.path / "environment.json", environment(data.fingerprint))
         precision = checked_precision(memory.config, tuned.base, config.trainer)
@@ -126,25 +129,26 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
         if cacheable:
             data.start_workers(rank, _world(config))
         between = BetweenSteps(config.trainer, folder, data, recorder, evaluator, checkpointer, progression)
-        skips = config.optim.skips_parameters
         profiled = (
             [StepProfile(span[0], span[1], folder.path / "profile")] if (span := config.trainer.profile_steps) else []
         )
         early = [EarlyReport(folder)] if _world(config) > 1 else []
         probes = [Probe(data)] if config.trainer.probe else []
         callbacks = [*early, *probes, *profiled, between]
-        trainer = build("trainer", sized, data.total_steps, precision, callbacks, skips)
+        trainer = build("trainer", sized, data.total_steps, precision, callbacks, parallel.lightning)
         watch(trainer, module)
         startup.end(Phase.trainer)
         with nullcontext() if syncs is None else syncs.counting():
             fit(trainer, module, data, checkpointer)
         for reason, count in graph_breaks().items():
             log.warning("compiled blocks fell back to Python in %d places: %s", count, reason)
-    if not trainer.is_global_zero:
-        return {}
-    if config.trainer.load_best:
+    if config.trainer.load_best and (trainer.is_global_zero or parallel.gather is not None):
         load_best(module, checkpointer)
     module.settle()
+    if parallel.gather is not None:
+        parallel.gather(module)
+    if not trainer.is_global_zero:
+        return {}
     processor.save(tuned.export(folder.path))
     plot_curves(folder.metrics, folder.path / "curves.png")
     accounts = {split: account.plain() for split, account in data.accounts.items()}
@@ -182,6 +186,13 @@ def _with_micro_batch(config: RunConfig, data: DataModule, device: torch.device)
         return config.trainer
     data.resize(chosen.batch_size, chosen.accumulate)
     return replace(config.trainer, batch_size=chosen.batch_size, accumulate=chosen.accumulate)
+
+
+def _parallel(config: RunConfig, device: torch.device) -> Parallel:
+    """Builds the strategy."""
+    optim = config.optim
+    ranks = Ranks(_world(config), device.type, optim.max_grad_norm or None, optim.skips_parameters)
+    return build("memory/strategy", config.memory.strategy, ranks)
 
 
 def _total_steps(config: RunConfig, data: DataModule) -> int:

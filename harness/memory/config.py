@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from harness.errors import reject
 
@@ -37,6 +38,8 @@ class MemoryConfig:
     """none, selective or full for the ViT; null follows `checkpointing`. Of a frozen ViT nothing is kept anyway."""
     offload_activations: bool = False
     """Hold the inputs of checkpointed layers in the host's memory until the backward pass needs them; needs a GPU."""
+    strategy: Any = None
+    """How the run's processes share the work: `memory/strategy=<name>`."""
     budget_gib: float | None = None
     """GiB of the GPU that this process may allocate, a hard cap, and what auto plans for. Null: all that is free."""
 

@@ -37,7 +37,9 @@ def will_compile(config: RunConfig, model_type: str, device: torch.device) -> bo
     if device.type != "cuda":
         return False
     reason = None
-    if not config.data.has_one_length:
+    if config.memory.strategy.sharded:
+        reason = f"memory/strategy={config.memory.strategy.name} gathers weights within a block"
+    elif not config.data.has_one_length:
         reason = "batches differ in length, and each new length may cost a compilation; data.packing=true gives one"
     elif "moe" in model_type:
         reason = "the experts' numbers of tokens differ from step to step"

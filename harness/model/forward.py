@@ -65,16 +65,17 @@ def supervised_hidden(
         model: The Qwen3-VL itself; adapters that PEFT put inside it take part.
         batch: A batch on the model's device.
         always_see: Run the vision tower for a batch of text too, times zero: where it trains, each rank has to bring
-            gradients for every parameter, or the others wait for ever.
+            gradients for every parameter, and where its weights are split each has to gather them, or the others wait
+            for ever.
         noise_alpha: Strength of NEFTune's noise, see `embedding_noise`; 0 adds none.
     """
     visual, language = model.model.visual, model.model.language_model
     features_FD, levels = _see(visual, batch)
+    # In the place where others run the tower, whose weights ranks may gather together.
+    blank = _blank_image(visual, batch.target_index.device) if always_see and features_FD is None else None
     hidden_TD = _decode(language, batch, features_FD, levels, noise_alpha)
     hidden_KD = language.norm(hidden_TD.index_select(0, batch.target_index))
-    if always_see and features_FD is None:
-        hidden_KD = hidden_KD + 0.0 * _blank_image(visual)
-    return hidden_KD
+    return hidden_KD if blank is None else hidden_KD + 0.0 * blank
 
 
 def _see(visual: Any, batch: "Batch") -> tuple[Tensor | None, list[Tensor]]:
@@ -170,14 +171,16 @@ def _attention(language: Any, hidden_BSD: Tensor, batch: "Batch") -> dict[str, A
     return {**told, "attention_mask": mask}
 
 
-def _blank_image(visual: Any) -> Tensor:
-    """Returns the sum over the features of one blank image, deepstack levels included (scalar)."""
+def _blank_image(visual: Any, device: torch.device) -> Tensor:
+    """Returns the sum over the features of one blank image, deepstack levels included (scalar).
+
+    No weight is looked at but by the modules that own it: elsewhere it may be in pieces.
+    """
     patch, merge = visual.patch_embed, visual.spatial_merge_size
     values = patch.in_channels * patch.temporal_patch_size * patch.patch_size**2
-    weight = patch.proj.weight
-    pixels_PD = torch.zeros(merge**2, values, device=weight.device, dtype=weight.dtype)
+    pixels_PD = torch.zeros(merge**2, values, device=device)
     index = vision_index(torch.tensor([[1, merge, merge]]), visual.num_grid_per_side, merge)
-    index = index.map(lambda tensor: tensor.to(weight.device))
+    index = index.map(lambda tensor: tensor.to(device))
     features_FD, levels = run_tower(visual, pixels_PD, index)
     return features_FD.sum() + sum(level.sum() for level in levels)
 

@@ -7,7 +7,7 @@ Deviation: as in torch, the decay is scaled by the learning rate, and so follows
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.optim.adam import AdamConfig
 from harness.registry import register
@@ -26,6 +26,7 @@ FUSED_DEVICES = frozenset({"cpu", "cuda"})
 class AdamWConfig(AdamConfig):
     """AdamW with a learning rate for each component."""
 
+    elementwise: ClassVar[bool] = True
     name: str = "adamw"
 
 

@@ -15,6 +15,10 @@ class OptimConfig:
     full_only: ClassVar[bool] = False
     """Whether the optimiser makes sense for the weights of the model alone, and is refused for adapters."""
 
+    elementwise: ClassVar[bool] = False
+    """Whether a value's update follows from its own gradient and state alone, so that parts of a matrix train apart."""
+    averages: ClassVar[bool] = False
+    """Whether the weights to use are an average that the optimiser keeps beside those that it trains."""
     skips_parameters: ClassVar[bool] = False
     """Whether some of what trains gets no gradient in a step, which several processes have to be told."""
     rewrites_gradients: ClassVar[bool] = False

@@ -19,6 +19,7 @@ class LionConfig(OptimConfig):
     """Lion: every value moves by the learning rate, which is to be 3 to 10 times lower than AdamW's."""
 
     state_bytes: ClassVar[float] = 4.0
+    elementwise: ClassVar[bool] = True
     """One running mean."""
     name: str = "lion"
     beta1: float = 0.9

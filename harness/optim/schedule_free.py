@@ -30,6 +30,8 @@ class ScheduleFreeConfig(OptimConfig):
     """AdamW without a decaying rate: the weights to use are an average over the run. State as AdamW's."""
 
     rewrites_gradients: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = True
+    averages: ClassVar[bool] = True
 
     name: str = "schedule_free"
     beta1: float = 0.9

@@ -20,6 +20,7 @@ class SgdConfig(OptimConfig):
     """Plain or momentum SGD. Steps are as long as gradients are: it wants a rate of its own, far above AdamW's."""
 
     state_bytes: ClassVar[float] = 4.0
+    elementwise: ClassVar[bool] = True
     """The momentum."""
     name: str = "sgd"
     weight_decay: float = 0.1

@@ -12,7 +12,10 @@ from pathlib import Path
 import lightning
 
 FILE = "trainer.ckpt"
-"""Lightning's checkpoint inside a step's folder: trainable weights, optimiser, schedule, loops, random state."""
+"""Lightning's checkpoint inside a step's folder: trainable weights, optimiser, schedule, loops, random state.
+
+A folder itself where each rank writes its part: torch.distributed.checkpoint's or DeepSpeed's.
+"""
 
 
 @dataclass(slots=True)
@@ -45,10 +48,10 @@ class Checkpointer:
     def step_of(self, name: str) -> int | None:
         """Returns the step that `last` or `best` points to, or None."""
         link = self.folder / name
-        return int(link.resolve().name.removeprefix("step_")) if (link / FILE).is_file() else None
+        return int(link.resolve().name.removeprefix("step_")) if (link / FILE).exists() else None
 
     def path_of(self, name: str) -> Path:
-        """Returns the checkpoint file behind `last` or `best`."""
+        """Returns the checkpoint behind `last` or `best`."""
         return (self.folder / name).resolve() / FILE
 
     def _link(self, name: str, target: Path) -> None:
@@ -65,5 +68,7 @@ class Checkpointer:
 
 
 def _sync(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+    for part in [path] if path.is_file() else path.rglob("*"):
+        if part.is_file():
+            with open(part, "rb") as file:
+                os.fsync(file.fileno())

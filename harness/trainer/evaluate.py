@@ -40,7 +40,9 @@ class Evaluator:
             module: Holds the model.
             step: Number of the last optimiser step, written beside each prediction.
         """
-        with module.evaluating(), torch.inference_mode(), trainer.precision_plugin.forward_context():
+        # What a strategy gathers here, it uses in training again, which tensors of inference mode are not for.
+        quiet = torch.no_grad() if module.parallel.sharded else torch.inference_mode()
+        with module.evaluating(), quiet, trainer.precision_plugin.forward_context():
             metrics = self._loss(trainer, module)
             if self.data.prompts:
                 metrics["val/exact_match"] = self._exact_match(trainer, module, step)
@@ -49,9 +51,16 @@ class Evaluator:
     def _loss(self, trainer: Trainer, module: TrainingModule) -> dict[str, float]:
         sums = torch.zeros(2, dtype=torch.float64, device=module.device)
         channels = ChannelLoss(module.channel_loss.names)
-        for batch in self.data.val_batches(trainer.global_rank, trainer.world_size):
+        sharded = module.parallel.sharded
+        share, counts = (trainer.global_rank, trainer.world_size), True
+        if sharded and len(self.data.val_samples or ()) < trainer.world_size:
+            # Ranks would have unequally many batches, and those that have one would wait for the others.
+            share, counts = (0, 1), trainer.is_global_zero
+        for batch in self.data.val_batches(*share):
             batch = batch.to(module.device)
-            loss, each_K = token_losses(module.tuned.base, batch)
+            loss, each_K = module.within(token_losses, module.tuned.base, batch, sharded)
+            if not counts:
+                continue
             channels.add(each_K.double(), batch)
             sums += torch.stack((loss.double(), torch.tensor(batch.num_supervised).to(loss.device)))
         sums = torch.cat((sums, channels.take(module.device).double()))
@@ -60,8 +69,11 @@ class Evaluator:
 
     def _exact_match(self, trainer: Trainer, module: TrainingModule, step: int) -> float:
         items: list[dict[str, Any]] = []
-        for batch in self.data.prompt_batches(trainer.global_rank, trainer.world_size):
-            texts = generate(module.tuned.base, self.tokenizer, batch.to(module.device), self.max_new_tokens)
+        # Where weights are split, ranks have to call the same modules in the same order: each answers all prompts.
+        share = (0, 1) if module.parallel.sharded else (trainer.global_rank, trainer.world_size)
+        for batch in self.data.prompt_batches(*share):
+            batch = batch.to(module.device)
+            texts = module.within(generate, module.tuned.base, self.tokenizer, batch, self.max_new_tokens)
             for text, reference, prompt, origin in zip(
                 texts, batch.references, batch.prompts, batch.origins, strict=True
             ):
@@ -76,7 +88,7 @@ class Evaluator:
                         "exact_match": match,
                     }
                 )
-        items = _gather(items, trainer)
+        items = items if module.parallel.sharded else _gather(items, trainer)
         if trainer.is_global_zero:
             with open(self.predictions, "a", encoding="utf-8") as file:
                 file.writelines(json.dumps(item, ensure_ascii=False) + "\n" for item in items)

@@ -6,7 +6,7 @@ ranks. Averaging per micro-batch instead weights a token by how few others its m
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from harness.config import RunConfig
 from harness.data.batch import Batch
 from harness.errors import reject
+from harness.memory.strategy.parallel import Parallel
 from harness.model.forward import token_losses
 from harness.optim.group import learning_rates, parameter_groups, sizes
 from harness.optim.plateau import tell
@@ -48,9 +49,20 @@ class TrainingModule(lightning.LightningModule):
     strict_loading = False
     """Checkpoints hold trainable weights only; the frozen ones come from the base checkpoint."""
 
-    def __init__(self, tuned: Tuned, config: RunConfig, total_steps: int) -> None:
-        """Args: the tuned model, the whole run's config, and its number of optimiser steps."""
+    def __init__(self, tuned: Tuned, config: RunConfig, total_steps: int, parallel: Parallel | None = None) -> None:
+        """Takes the model as it is to train.
+
+        Args:
+            tuned: The tuned model.
+            config: The whole run's.
+            total_steps: Its number of optimiser steps.
+            parallel: What its strategy asks for; None: nothing.
+
+        Raises:
+            UserError: The tuner or the optimiser needs gradients that nobody has.
+        """
         super().__init__()
+        self.parallel = parallel or Parallel()
         self.trainable_names = frozenset(name for name, p in tuned.model.named_parameters() if p.requires_grad)
         """What the tuner marked: an optimiser that trains layers in turn may unmark some for a while."""
         # transformers loads in evaluation mode, and Lightning leaves modes alone.
@@ -68,25 +80,55 @@ class TrainingModule(lightning.LightningModule):
         if tuned.after_step is not None and config.optim.rewrites_gradients:
             remedy = f"leaves no gradients behind its step, which tuner={config.tuner.name} reads; use optim=adamw"
             raise reject("optim", config.optim.name, remedy)
-        self._gradient_check = GradientCheck(self.model)
+        if tuned.after_step is not None and config.memory.strategy.splits_updates:
+            remedy = f"leaves no whole gradients, which tuner={config.tuner.name} reads; use memory/strategy=ddp"
+            raise reject("memory/strategy", config.memory.strategy.name, remedy)
+        self._gradient_check = GradientCheck(self.model, self.parallel.gradient)
         self._trains_vision = any(p.requires_grad for p in tuned.base.model.visual.parameters())
+        self._is_split = False
+        self._ends_step = True
         self._step_tokens = 0
         self._rng: dict[str, Any] | None = None
 
+    def configure_model(self) -> None:
+        """Splits the weights over the ranks where the strategy does."""
+        if self.parallel.shard is not None and not self._is_split:
+            self.parallel.shard(self)
+            self._is_split = True
+
+    def forward(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Calls a function. What a strategy hangs on calls of this module then goes on around it."""
+        return function(*args)
+
+    def within(self, function: Callable[..., Any], *args: Any, stepping: bool = False) -> Any:
+        """Calls a function that runs the model, with all weights there that it looks at.
+
+        Args:
+            function: Runs the model or modules of it.
+            args: Its arguments.
+            stepping: Whether Lightning is in a training step.
+        """
+        root = self.parallel.root(self, stepping)
+        return function(*args) if root is None else root(function, *args)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the micro-batch's share of the step's loss, scaled for Lightning's and DDP's averaging."""
-        if batch_idx % self.trainer.accumulate_grad_batches == 0 and self.part.number == 0:
+        accumulate = self.trainer.accumulate_grad_batches
+        self._ends_step = (batch_idx + 1) % accumulate == 0
+        if batch_idx % accumulate == 0 and self.part.number == 0:
             self._step_tokens = self._sum_over_ranks(batch.step_supervised)
             if self.config.optim.skips_parameters:
                 self.meter.costs = survey(self.tuned.base)
         # Where the vision side trains, a step of text gives it zeros and not nothing, on one process as on several:
-        # an optimiser skips a parameter without gradient, but decays and moves one with zeros.
+        # an optimiser skips a parameter without gradient, but decays and moves one with zeros. Where its weights are
+        # split, all ranks have to run it, or those that do wait.
+        see = self._trains_vision or self.parallel.sharded
         noise_alpha = self.config.trainer.neftune_alpha or 0.0
-        summed, each_K = token_losses(self.tuned.base, batch, self._trains_vision, noise_alpha)
+        summed, each_K = self.within(token_losses, self.tuned.base, batch, see, noise_alpha, stepping=True)
         loss = summed / max(self._step_tokens, 1)
         self.meter.add(batch, loss.detach())
         self.channel_loss.add(each_K, batch)
-        loss = loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+        loss = loss * (accumulate * self.trainer.world_size * (accumulate if self.parallel.averages else 1))
         # Once a step after the averages over micro-batches and ranks, and no part of the loss that is reported.
         return loss if self.tuned.regularizer is None else loss + self.tuned.regularizer() / self.part.parts
 
@@ -109,11 +151,19 @@ class TrainingModule(lightning.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Notes the step's learning rates; stops the run if a component that should train got no gradient."""
         self.learning_rates = learning_rates(optimizer.param_groups)
-        self._gradient_check.check(step_has_images=self.meter.step_has_images, freed=_freed_norms(optimizer))
+        if not self._ends_step:
+            # DeepSpeed takes its steps by itself, and is called for each micro-batch.
+            return
+        if not self._gradient_check.is_done:
+            # All ranks look at the same components, where a look is a sum over ranks.
+            seen = self._sum_over_ranks(int(self.meter.step_has_images)) > 0
+            self._gradient_check.check(step_has_images=seen, freed=_freed_norms(optimizer))
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Takes the step, then lets the tuner act on it while the gradients are still there."""
         super().optimizer_step(*args, **kwargs)
+        if self.parallel.norm is not None and self._ends_step:
+            self.grad_norm = torch.tensor(self.parallel.norm(), device=self.device)
         if self.tuned.after_step is not None:
             # Lightning counts the step when this returns.
             self.tuned.after_step(self.trainer.global_step + 1)
@@ -143,7 +193,10 @@ class TrainingModule(lightning.LightningModule):
         """Clips by global norm and keeps the norm from before clipping, on the device."""
         parameters = [parameter for parameter in self.parameters() if parameter.grad is not None]
         limit = self.config.optim.max_grad_norm or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(parameters, limit).detach()
+        norm = self.parallel.clip(parameters, limit)
+        if norm is None:
+            return
+        norm = norm.to(self.device)
         freed = [length.to(norm) for length in _freed_norms(optimizer).values()]
         self.grad_norm = torch.linalg.vector_norm(torch.stack([norm, *freed])) if freed else norm
 
@@ -168,13 +221,21 @@ class TrainingModule(lightning.LightningModule):
         """Keeps the random state until the first batch: what runs before it draws numbers too."""
         if self.tuned.load_state is not None:
             self.tuned.load_state(checkpoint["tuner"])
-        missing = set(self.state_dict()) - set(checkpoint["state_dict"])
+        # Strategies that write a folder read weights by themselves, each rank its own.
+        missing = set(self.state_dict()) - set(checkpoint["state_dict"]) if "state_dict" in checkpoint else set()
         if missing:
             raise RuntimeError(
                 f"the checkpoint lacks {len(missing)} trainable weights, {sorted(missing)[0]} among them"
             )
-        self._rng = checkpoint["rng"][self.global_rank]
-        self.meter.total = Totals(**checkpoint["totals"])
+        before, now = len(checkpoint["rng"]), self.trainer.world_size
+        totals = checkpoint["totals"]
+        if before == now:
+            self._rng = checkpoint["rng"][self.global_rank]
+        else:
+            log.info("goes on with %d processes in the place of %d: dropout draws other numbers", now, before)
+            # Of one rank, as if there had been as many as now.
+            totals = {key: value if key == "steps" else value * before / now for key, value in totals.items()}
+        self.meter.total = Totals(**totals)
         self.relief = Relief(**checkpoint.get("relief", {}))
         if self.relief.checkpoints_all:
             self.relief.apply(self.tuned.base)

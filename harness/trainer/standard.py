@@ -142,7 +142,7 @@ class StandardConfig:
 
 @register("trainer", StandardConfig)
 def build(
-    config: StandardConfig, max_steps: int, precision: str, callbacks: list[Any], skips_parameters: bool = False
+    config: StandardConfig, max_steps: int, precision: str, callbacks: list[Any], strategy: Any = "auto"
 ) -> "lightning.Trainer":
     """Makes Lightning's Trainer.
 
@@ -154,18 +154,16 @@ def build(
         max_steps: Optimiser steps in the whole run.
         precision: bf16, fp16 or fp32.
         callbacks: In the order in which they act on a step.
-        skips_parameters: Whether a step may leave trained parameters without gradients: processes then look for them
-            in each step, or they would wait for each other.
+        strategy: Lightning's, or its name.
     """
     import lightning
     from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 
-    strategy = "ddp_find_unused_parameters_true" if skips_parameters else "ddp"
     return lightning.Trainer(
         accelerator=pick_accelerator(config),
         devices=config.devices,
         num_nodes=config.nodes,
-        strategy=strategy if config.world_size > 1 else "auto",
+        strategy=strategy,
         # Ranks are there already, see harness.experiment.ranks, under torch's variables: nothing is left to detect.
         plugins=[TorchElasticEnvironment() if config.world_size > 1 else LightningEnvironment()],
         precision={"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}[precision],  # type: ignore[arg-type]

@@ -132,3 +132,25 @@ def test_what_changes_the_curve_counts_as_drift(make_run, override, change):
 )
 def test_what_may_change_changes(make_run, override):
     assert override in apply([f"trainer.resume={make_run(*STARTED)}", override])
+
+
+@pytest.mark.parametrize("fewer", [["trainer.batch_size=16"], ["trainer.accumulate=2"]])
+def test_another_number_of_processes_may_go_on_with_the_same_global_batch(make_run, fewer):
+    folder = make_run(*STARTED, "trainer.devices=2", "trainer.batch_size=8")
+    assert set(fewer) <= set(apply([f"trainer.resume={folder}", "trainer.devices=1", *fewer]))
+
+
+@pytest.mark.parametrize(
+    ("started", "changed", "reason"),
+    [
+        ([], [], r"a step would take 8 rows and not 16: set trainer\.batch_size or trainer\.accumulate"),
+        (["data.packing=true", "data.packing_length=64"], ["trainer.batch_size=16"], "streams, packs and groups"),
+        (["memory/strategy=zero2"], ["trainer.batch_size=16"], "memory/strategy=zero2 hold a part for each process"),
+    ],
+)
+def test_another_number_of_processes_is_refused_where_steps_or_checkpoints_would_not_fit(
+    make_run, started, changed, reason
+):
+    folder = make_run(*STARTED, "trainer.devices=2", "trainer.batch_size=8", *started)
+    with pytest.raises(UserError, match=rf"trainer\.devices: 2 -> 1: .*{reason}"):
+        apply([f"trainer.resume={folder}", "trainer.devices=1", *changed])

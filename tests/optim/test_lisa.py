@@ -4,7 +4,6 @@ import sys
 import pytest
 import torch
 
-from harness import registry
 from harness.errors import UserError
 from harness.model.forward import loss_sum, supervised_logits
 from harness.optim.depth import layer_of
@@ -168,11 +167,3 @@ def test_with_an_adapter_it_ends_with_exit_code_2():
 
 def test_its_seed_is_that_of_the_run(make_config):
     assert make_config("optim=lisa", "tuner=full", "seed=7").optim.seed == 7
-
-
-def test_processes_look_for_what_gets_no_gradient(monkeypatch, make_config):
-    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
-        monkeypatch.setenv(name, value)
-    config = make_config("trainer.devices=2", "trainer.accelerator=cpu").trainer
-    strategies = [registry.build("trainer", config, 1, "fp32", [], skips).strategy for skips in (False, True)]
-    assert [strategy._ddp_kwargs.get("find_unused_parameters", False) for strategy in strategies] == [False, True]

@@ -1,0 +1,1 @@
+"""How the processes of a run share weights, gradients and optimiser state: one Lightning strategy a file."""

@@ -1,0 +1,92 @@
+"""DeepSpeed by a JSON file of its own, for what the typed strategies have no key for.
+
+Values "auto", which files written for transformers have, are left out: what they stand for is the run's to say, or
+DeepSpeed's default.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from omegaconf import MISSING
+
+from harness.errors import reject
+from harness.memory.strategy.config import StrategyConfig
+from harness.registry import register
+
+if TYPE_CHECKING:
+    from harness.memory.strategy.parallel import Parallel, Ranks
+
+_OWNED = {
+    "optimizer": "optim=<name>",
+    "scheduler": "optim.schedule.name",
+    "gradient_clipping": "optim.max_grad_norm",
+    "gradient_accumulation_steps": "trainer.accumulate",
+    "train_batch_size": "trainer.batch_size",
+    "train_micro_batch_size_per_gpu": "trainer.batch_size",
+    "fp16": "memory.precision",
+    "bf16": "memory.precision",
+}
+"""What the run decides, and by which key."""
+_KEY = "memory.strategy.file"
+
+
+@dataclass(kw_only=True, slots=True)
+class DeepspeedConfig(StrategyConfig):
+    """A file in DeepSpeed's format."""
+
+    # What is in the file is not known here, so rules hold for the strictest that can be.
+    sharded: ClassVar[bool] = True
+    splits_updates: ClassVar[bool] = True
+    flattens: ClassVar[bool] = True
+    scales_fp16: ClassVar[bool] = False
+    reshards: ClassVar[bool] = False
+
+    name: str = "deepspeed"
+    file: str = MISSING
+    """JSON file. Batch size, accumulation, clipping, precision, optimiser and schedule are the run's own keys."""
+
+
+@register("memory/strategy", DeepspeedConfig)
+def build(config: DeepspeedConfig, ranks: "Ranks") -> "Parallel":
+    """Makes DeepSpeed's strategy.
+
+    Args:
+        config: The file.
+        ranks: Of the run.
+
+    Raises:
+        UserError: The file can not be read, or says what the run's own keys say.
+    """
+    from harness.memory.strategy.zero import build_json
+
+    return build_json(read(Path(config.file)), ranks)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Reads a DeepSpeed config.
+
+    Raises:
+        UserError: As for `build`.
+    """
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise reject(_KEY, path, f"can not be read ({error})") from error
+    if not isinstance(settings, dict):
+        raise reject(_KEY, path, "must hold one JSON object")
+    said = {key: without_auto(value) for key, value in settings.items() if value != "auto"}
+    for key, ours in _OWNED.items():
+        value = said.pop(key, None)
+        switched = value in (None, {}, {"enabled": False}) or (key in ("fp16", "bf16") and "enabled" not in value)
+        if not switched:
+            raise reject(_KEY, path, f"sets {key}={json.dumps(value)}: take it out and set {ours}")
+    return said
+
+
+def without_auto(value: Any) -> Any:
+    """Returns a value without what is "auto" in it."""
+    if not isinstance(value, dict):
+        return value
+    return {key: without_auto(item) for key, item in value.items() if item != "auto"}

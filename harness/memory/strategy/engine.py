@@ -1,0 +1,69 @@
+"""DeepSpeed's engine under Lightning: how it is started and left, and how to look at what it splits."""
+
+import logging
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import deepspeed
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
+from lightning.pytorch.strategies import DeepSpeedStrategy
+from torch import Tensor, nn
+
+from harness.memory.strategy.parallel import Ranks, replace_weights
+
+if TYPE_CHECKING:
+    from harness.trainer.module import TrainingModule
+
+
+class Zero(DeepSpeedStrategy):
+    """Lightning's strategy, which at the end leaves the model where it is: it has still to be gathered."""
+
+    def teardown(self) -> None:
+        """Ends what Lightning started, and leaves weights and state on their devices."""
+        assert self.cluster_environment is not None and self.accelerator is not None
+        self.cluster_environment.teardown()
+        self.precision_plugin.teardown()
+        self.accelerator.teardown()
+
+
+def make(settings: dict[str, Any], ranks: Ranks) -> Zero:
+    """Makes the strategy.
+
+    Args:
+        settings: DeepSpeed's, complete.
+        ranks: Of the run.
+    """
+    # The hook measures the norm, and leaves clipping to DeepSpeed.
+    warnings.filterwarnings("ignore", "Since DeepSpeed handles gradient clipping internally")
+    warnings.filterwarnings("ignore", "When saving the DeepSpeed Stage 3 checkpoint")
+    return Zero(config=settings, exclude_frozen_parameters=True, logging_level=logging.WARNING, **ranks.process_group)
+
+
+def root(module: "TrainingModule", stepping: bool) -> nn.Module | None:
+    """Returns DeepSpeed's engine, which gathers weights that are looked at; in a step it is there already."""
+    return None if stepping else module.trainer.model
+
+
+def norm(strategy: Zero) -> float:
+    """Returns the gradients' global norm of the last step, from before clipping."""
+    found = strategy.deepspeed_engine.get_global_grad_norm()
+    return float("nan") if found is None else float(found)
+
+
+def gradient(parameter: nn.Parameter) -> Tensor | None:
+    """Returns the whole gradient, on every rank."""
+    return safe_get_full_grad(parameter)
+
+
+def gather(module: "TrainingModule") -> None:
+    """Gives the first rank the whole model, on the CPU; what trains in float32."""
+    replace_weights(module, _whole, keep=module.global_rank == 0)
+
+
+def _whole(parameter: Any) -> Tensor:
+    if parameter.requires_grad and (master := safe_get_full_fp32_param(parameter)) is not None:
+        return master
+    if not hasattr(parameter, "ds_id"):
+        return parameter
+    with deepspeed.zero.GatheredParameters([parameter]):
+        return parameter.detach().cpu().clone()

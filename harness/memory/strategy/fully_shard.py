@@ -1,0 +1,90 @@
+"""What FSDP2 does to a model: splits it, clips over shards, and puts it together again."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from harness.errors import reject
+from harness.memory.strategy.parallel import replace_weights
+
+if TYPE_CHECKING:
+    from harness.memory.strategy.fsdp2 import Fsdp2Config, ShardType
+    from harness.trainer.module import TrainingModule
+
+
+def shard(config: "Fsdp2Config", module: "TrainingModule") -> None:
+    """Splits the weights over the processes, in place: layers and blocks one by one, the rest as one group.
+
+    Args:
+        config: Settings.
+        module: On which Lightning has set a mesh.
+
+    Raises:
+        UserError: The model has parameters that can not be split.
+    """
+    _check(module)
+    options: dict[str, Any] = {
+        "mesh": _mesh(config, module),
+        "reshard_after_forward": config.reshard_after_forward,
+        "mp_policy": MixedPrecisionPolicy(
+            param_dtype=_dtype(config.param_dtype),
+            reduce_dtype=_dtype(config.reduce_dtype),
+            cast_forward_inputs=False,
+        ),
+        "offload_policy": CPUOffloadPolicy() if config.cpu_offload else OffloadPolicy(),
+    }
+    towers: Any = module.tuned.base.model
+    for block in (*towers.language_model.layers, *towers.visual.blocks):
+        fully_shard(block, **options)
+    # Needed from the first operation of a step to the last.
+    fully_shard(module, **options | {"reshard_after_forward": False})
+
+
+def clip(parameters: list[nn.Parameter], limit: float) -> Tensor:
+    """Scales gradients down to a global norm, over all shards, and returns what theirs was."""
+    norm = torch.nn.utils.clip_grad_norm_(parameters, limit).detach()
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def gradient(parameter: nn.Parameter) -> Tensor | None:
+    """Returns the whole gradient, on every rank."""
+    grad: Any = parameter.grad
+    return grad.full_tensor() if isinstance(grad, DTensor) else grad
+
+
+def gather(module: "TrainingModule") -> None:
+    """Gives the first rank the whole model, on the CPU, without what `fully_shard` put around it."""
+    replace_weights(module, _whole, keep=module.global_rank == 0)
+    for part in list(module.modules()):
+        if isinstance(part, FSDPModule):
+            # fully_shard makes a class of FSDPModule and the module's own.
+            part.__class__ = type(part).__bases__[1]
+
+
+def _whole(parameter: Any) -> Tensor:
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+
+
+def _mesh(config: "Fsdp2Config", module: "TrainingModule") -> DeviceMesh:
+    mesh: Any = module.device_mesh
+    if config.shard_size is None or config.shard_size == mesh.size():
+        return mesh["data_parallel"]
+    shape = mesh.size() // config.shard_size, config.shard_size
+    return init_device_mesh(mesh.device_type, shape, mesh_dim_names=("copy", "shard"))
+
+
+def _dtype(kind: "ShardType | None") -> torch.dtype | None:
+    return None if kind is None else getattr(torch, kind.name)
+
+
+def _check(module: "TrainingModule") -> None:
+    for name, parameter in module.tuned.model.named_parameters():
+        if not parameter.is_floating_point() or parameter.dtype.itemsize == 1:
+            remedy = f"splits floating-point weights, and {name} is {parameter.dtype}; use memory/strategy=ddp"
+            raise reject("memory/strategy", "fsdp2", remedy)
+        if parameter.ndim == 0:
+            raise reject("memory/strategy", "fsdp2", f"{name} is a single number, which can not be split; use ddp")

@@ -1,0 +1,124 @@
+"""What the stages of ZeRO share (Rajbhandari et al., arXiv 1910.02054): settings, and DeepSpeed under Lightning.
+
+DeepSpeed clips gradients and adds up micro-batches by itself. Under bf16 it holds all weights in bfloat16, with a
+float32 copy of what trains in its optimiser, which is what is exported.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from harness.errors import reject
+from harness.memory.strategy.config import StrategyConfig
+
+if TYPE_CHECKING:
+    from harness.memory.strategy.parallel import Parallel, Ranks
+
+
+@dataclass(kw_only=True, slots=True)
+class ZeroConfig(StrategyConfig):
+    """Shared fields; a stage extends it by fields only. Defaults are DeepSpeed's, but for the buckets."""
+
+    splits_updates: ClassVar[bool] = True
+    flattens: ClassVar[bool] = True
+    scales_fp16: ClassVar[bool] = False
+    reshards: ClassVar[bool] = False
+
+    overlap_comm: bool = True
+    """Reduce gradients while the backward pass goes on."""
+    contiguous_gradients: bool = True
+    """Copy gradients into one buffer as they come, which keeps memory from breaking into pieces."""
+    reduce_bucket_size: int = 200_000_000
+    """Values that are reduced at once."""
+    allgather_bucket_size: int = 200_000_000
+    """Values that are gathered at once."""
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        for key in ("reduce_bucket_size", "allgather_bucket_size"):
+            if getattr(self, key) < 1:
+                raise reject(f"memory.strategy.{key}", getattr(self, key), "must be 1 or more")
+
+
+@dataclass(kw_only=True, slots=True)
+class OffloadConfig(ZeroConfig):
+    """Shared fields of the stages that can keep state outside of the GPU."""
+
+    offload_optimizer: bool = False
+    """Keep the optimiser's state in the host's memory, where it also runs (arXiv 2101.06840)."""
+    nvme_path: str | None = None
+    """Folder on a fast disk for what is offloaded (ZeRO-Infinity, arXiv 2104.07857); null: the host's memory."""
+    pin_memory: bool = False
+    """Page-locked host memory for what is offloaded: faster copies, and nobody else can use it."""
+
+
+def build_stage(stage: int, config: ZeroConfig, ranks: "Ranks", **extra: Any) -> "Parallel":
+    """Makes the strategy of a stage.
+
+    Args:
+        stage: 1, 2 or 3.
+        config: Its settings.
+        ranks: Of the run.
+        extra: What else stands in DeepSpeed's `zero_optimization`.
+    """
+    settings = asdict(config)
+    shared = ("overlap_comm", "contiguous_gradients", "reduce_bucket_size", "allgather_bucket_size")
+    section = {"stage": stage} | {key: settings[key] for key in shared} | extra
+    return build_json({"zero_optimization": section}, ranks)
+
+
+def offload(config: OffloadConfig, *, params: bool = False) -> dict[str, Any]:
+    """Returns the offload sections of `zero_optimization`.
+
+    Raises:
+        UserError: A setting has no effect.
+    """
+    target: dict[str, Any] = {"device": "cpu", "pin_memory": config.pin_memory}
+    if config.nvme_path is not None:
+        target |= {"device": "nvme", "nvme_path": config.nvme_path}
+    names = [name for name, wanted in (("optimizer", config.offload_optimizer), ("param", params)) if wanted]
+    for key in ("nvme_path", "pin_memory"):
+        if getattr(config, key) and not names:
+            raise reject(f"memory.strategy.{key}", getattr(config, key), "has no effect: nothing is offloaded")
+    return {f"offload_{name}": dict(target) for name in names}
+
+
+def build_json(settings: dict[str, Any], ranks: "Ranks") -> "Parallel":
+    """Makes Lightning's DeepSpeedStrategy.
+
+    Args:
+        settings: DeepSpeed's, without what the run decides; completed here.
+        ranks: Of the run.
+
+    Raises:
+        UserError: DeepSpeed is not installed.
+    """
+    import importlib.util
+
+    if importlib.util.find_spec("deepspeed") is None:
+        remedy = "needs DeepSpeed: pip install 'qwen3-vl-harness[deepspeed]', or use memory/strategy=fsdp2"
+        raise reject("memory/strategy", "deepspeed", remedy)
+    from harness.memory.strategy import engine
+    from harness.memory.strategy.parallel import Parallel
+
+    complete = {
+        "zero_allow_untested_optimizer": True,
+        # torch's AdamW runs on the host as well, and is the one that the run asked for.
+        "zero_force_ds_cpu_optimizer": False,
+        # Only for DeepSpeed's own log of samples per second.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_clipping": ranks.max_grad_norm or 0.0,
+        **settings,
+    }
+    strategy = engine.make(complete, ranks)
+    stage = settings.get("zero_optimization", {}).get("stage", 0)
+    return Parallel(
+        strategy,
+        {"strategy": "deepspeed", "processes": ranks.world_size, "deepspeed": complete},
+        sharded=stage == 3,
+        root=engine.root if stage == 3 else lambda module, stepping: None,
+        clip=lambda parameters, limit: None,
+        averages=True,
+        norm=lambda: engine.norm(strategy),
+        gradient=engine.gradient,
+        gather=engine.gather,
+    )

@@ -1,0 +1,98 @@
+import json
+import shutil
+
+import pytest
+
+from harness.errors import UserError
+from harness.experiment.folder import RunFolder
+from harness.memory.strategy.fsdp2 import Fsdp2Config, build
+from harness.memory.strategy.parallel import Ranks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tuner", ["lora", "dora", "full"])
+def test_two_processes_train_as_one(check, tuner):
+    folder = check("fsdp2", tuner)
+    assert json.loads((folder.path / "strategy.json").read_text())["shard_size"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tuner", ["lora", "full"])
+def test_a_plain_library_loads_the_export(check, load_model, make_config, tuner):
+    from peft import PeftModel
+    from transformers import Qwen3VLForConditionalGeneration
+
+    folder = check("fsdp2", tuner).path
+    if tuner == "full":
+        model = Qwen3VLForConditionalGeneration.from_pretrained(folder / "model")
+        assert model.config.architectures == ["Qwen3VLForConditionalGeneration"]
+    else:
+        PeftModel.from_pretrained(load_model(make_config().model).model, folder / "adapter")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_processes(group, check, figures):
+    two = check("fsdp2", "lora")
+    shutil.copytree(two.path, group.home / "fewer", symlinks=True)
+    fewer = RunFolder(group.home / "fewer")
+    text = (
+        fewer.config.read_text().replace("devices: 2", "devices: 1").replace("\n  batch_size: 2", "\n  batch_size: 4")
+    )
+    fewer.config.write_text(text)
+    group.run(1, f"{fewer.path}@10")
+    expected = figures(two.metrics, "train/loss")
+    assert figures(fewer.metrics, "train/loss") == pytest.approx(expected, abs=1e-4) and len(expected) == 20
+
+
+@pytest.mark.slow
+def test_micro_batches_copies_and_other_settings_change_no_curve(group, figures):
+    choice = (
+        "tuner=full",
+        "freeze=none",
+        "memory/strategy=fsdp2",
+        "trainer.max_steps=4",
+        "optim.schedule.name=constant",
+    )
+    own = {
+        "kept": ("memory.strategy.reshard_after_forward=false", "trainer.batch_size=1", "trainer.accumulate=2"),
+        "copies": ("memory.strategy.shard_size=1", "memory.checkpointing=full"),
+    }
+    group.together(1, {"plain": (*choice[:2], *choice[3:])}, resume=False)
+    group.together(2, {name: (*choice, *settings) for name, settings in own.items()}, resume=False)
+    for key in ("train/loss", "train/grad_norm", "val/loss"):
+        expected = figures(group.done["plain"].metrics, key)
+        for name in own:
+            assert figures(group.done[name].metrics, key) == pytest.approx(expected, abs=1e-3, rel=1e-4), (name, key)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optim=muon"], "optim=muon: looks at whole matrices or gradients, and memory/strategy=fsdp2 splits them"),
+        (["optim=adamw_8bit"], "optim=adamw_8bit: looks at whole matrices"),
+        (["trainer.compile=true"], r"trainer\.compile=true: memory/strategy=fsdp2 gathers weights within"),
+        (["memory=fp8_base"], "memory=fp8_base: memory/strategy=fsdp2 can not hold weights of 8 bits"),
+        (["memory.precision=fp16"], r"memory\.precision=fp16: memory/strategy=fsdp2 has no scaler"),
+        (["memory.strategy.shard_size=0"], r"memory\.strategy\.shard_size=0: must be 1 or more"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(make_config, overrides, message):
+    with pytest.raises(UserError, match=message):
+        make_config("memory/strategy=fsdp2", *overrides)
+
+
+def test_copies_that_do_not_come_out_even_are_refused():
+    with pytest.raises(UserError, match=r"memory\.strategy\.shard_size=2: 3 processes do not make groups of it"):
+        build(Fsdp2Config(shard_size=2), Ranks(world_size=3))
+
+
+def test_a_tuner_that_reads_gradients_is_refused(make_tuned, make_config):
+    from harness.trainer.module import TrainingModule
+
+    choice = ["tuner=adalora", "memory/strategy=fsdp2"]
+    with pytest.raises(UserError, match="memory/strategy=fsdp2: leaves no whole gradients, which tuner=adalora reads"):
+        TrainingModule(make_tuned(*choice), make_config(*choice), total_steps=1)
+
+
+def test_fsdp_is_another_name(make_config):
+    assert make_config("memory/strategy=fsdp").memory.strategy == Fsdp2Config()
