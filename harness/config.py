@@ -78,9 +78,23 @@ class RunConfig:
         if getattr(self.tuner, "exports_model", False) and getattr(self.memory, "changes_base", False):
             remedy = f"tuner={tuner} exports the whole model, and its frozen weights would not be the checkpoint's"
             raise reject("memory", self.memory.name, f"{remedy}; use memory=standard, or an adapter")
+        if self.memory.quant.changes_base:
+            self._check_quant(is_full)
         if self.freeze.full and is_full:
             full = [item.name for item in self.freeze.full]
             raise reject("freeze.full", full, f"tuner={tuner} trains all that is not frozen in full; leave it out")
+
+    def _check_quant(self, is_full: bool) -> None:
+        tuner, quant = self.tuner.name, self.memory.quant.name
+        if getattr(self.memory, "changes_base", False):
+            raise reject("memory/quant", quant, f"memory={self.memory.name} holds the same weights otherwise: give one")
+        if is_full:
+            raise reject("memory/quant", quant, f"tuner={tuner} trains weights, and quantised ones can not; use none")
+        if getattr(self.tuner, "exports_model", False):
+            remedy = f"tuner={tuner} as it is set exports the whole model, whose weights would not be the checkpoint's"
+            raise reject("memory/quant", quant, f"{remedy}; use none, or an adapter")
+        if reason := getattr(self.tuner, "needs_plain_base", None):
+            raise reject("memory/quant", quant, f"tuner={tuner} {reason}; use none")
 
     def _check_steps(self) -> None:
         if self.data.max_tokens_per_batch is not None and self.trainer.batch_size != 1:
@@ -129,7 +143,10 @@ def load(path: Path) -> RunConfig:
     assert isinstance(stored, DictConfig)
     typed = OmegaConf.structured(RunConfig)
     for group in registry.GROUPS:
-        typed[group] = OmegaConf.structured(registry.get(group, stored[group].name).config)
+        key = registry.key_of(group)
+        # A run from before a nested group was there has what that group is by default.
+        if (node := OmegaConf.select(stored, key)) is not None:
+            OmegaConf.update(typed, key, OmegaConf.structured(registry.get(group, node.name).config), merge=False)
     try:
         merged = OmegaConf.merge(typed, stored)
     except OmegaConfBaseException as error:

@@ -37,8 +37,8 @@ _WIDTH = 118
 def render_help(overrides: Sequence[str]) -> str:
     """Returns the help text for the config that the overrides choose; what they leave open shows the default."""
     cfg = compose_config(overrides)
-    groups = [f"  {group:<11}{', '.join(registry.options(group))}" for group in (*registry.GROUPS, "experiment")]
-    wrapped = [textwrap.fill(line, _WIDTH, subsequent_indent=" " * 13) for line in groups]
+    groups = [f"  {group:<14}{', '.join(registry.options(group))}" for group in (*registry.GROUPS, "experiment")]
+    wrapped = [textwrap.fill(line, _WIDTH, subsequent_indent=" " * 16) for line in groups]
     sections = [_USAGE, "Groups and their options", *wrapped, "", "Keys: value (type) meaning"]
     return "\n".join([*sections, *_keys(cfg, "")])
 
@@ -52,13 +52,17 @@ def _keys(cfg: DictConfig, prefix: str) -> Iterator[str]:
     nested = [name for name in fields if isinstance(_value(cfg, name), DictConfig)]
     for name in fields:
         # The name of a group's implementation is chosen by `<group>=`, not by its key.
-        if name not in nested and not (name == "name" and prefix.count(".") == 1):
+        if name not in nested and not (name == "name" and _is_group(prefix[:-1])):
             yield from _key(f"{prefix}{name}", _value(cfg, name), fields[name], documentation.get(name, ""))
     for name in nested:
         node = cfg[name]
-        title = f" ({node.name})" if "name" in node and not prefix else ""
+        title = f" ({node.name})" if "name" in node and _is_group(f"{prefix}{name}") else ""
         yield f"\n {prefix}{name}{title}"
         yield from _keys(node, f"{prefix}{name}.")
+
+
+def _is_group(key: str) -> bool:
+    return key.replace(".", "/") in registry.GROUPS
 
 
 def _key(key: str, value: Any, hint: Any, meaning: str) -> Iterator[str]:

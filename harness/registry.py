@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, TypeVar, get_origin
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from harness.errors import UserError
 
-GROUPS = ("model", "tuner", "freeze", "optim", "data", "memory", "logging", "trainer")
-"""Config groups that hold implementations, in the order in which a run builds them."""
+GROUPS = ("model", "tuner", "freeze", "optim", "data", "memory", "memory/quant", "logging", "trainer")
+"""Config groups that hold implementations. A group within another has its config at a key of that, `memory.quant`."""
 
 _PACKAGE = Path(__file__).parent
 CONF = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (path / "config.yaml").is_file())
@@ -59,17 +59,22 @@ def register(group: str, config: type) -> Callable[[Builder], Builder]:
         if (group, name) in _entries:
             raise TypeError(f"{group}={name} is registered twice")
         _entries[group, name] = Entry(group, name, config, build)
-        schema = _with_open_maps(config)
-        ConfigStore.instance().store(group=f"schema/{group}", name=name, node=schema, package=group.replace("/", "."))
+        schema = _schema(group, config)
+        ConfigStore.instance().store(group=f"schema/{group}", name=name, node=schema, package=key_of(group))
         return build
 
     return bind
 
 
-def _with_open_maps(config: type) -> DictConfig:
-    """Returns a dataclass's schema in which `key={a: 1}` adds to a map, whose keys are the user's own."""
+def _schema(group: str, config: type) -> DictConfig:
+    """Returns a dataclass's schema in which `key={a: 1}` adds to a map, whose keys are the user's own.
+
+    A field that holds a nested group is open to every implementation of that, not to its default alone.
+    """
     schema = OmegaConf.structured(config)
     for item in dataclasses.fields(config):
+        if f"{group}/{item.name}" in GROUPS:
+            schema[item.name] = MISSING
         if get_origin(item.type) is dict:
             OmegaConf.set_struct(schema[item.name], False)
     return schema
@@ -84,7 +89,12 @@ def load() -> None:
     for group in GROUPS:
         for module in sorted((_PACKAGE / group).glob("*.py")):
             if (CONF / group / f"{module.stem}.yaml").is_file():
-                importlib.import_module(f"harness.{group}.{module.stem}")
+                importlib.import_module(f"harness.{key_of(group)}.{module.stem}")
+
+
+def key_of(group: str) -> str:
+    """Returns where a group's config lies in a run's: `memory.quant` for `memory/quant`."""
+    return group.replace("/", ".")
 
 
 def get(group: str, name: str) -> Entry:
@@ -93,7 +103,7 @@ def get(group: str, name: str) -> Entry:
         return _entries[group, name]
     except KeyError:
         known = ", ".join(names(group)) or "none"
-        raise UserError(f"{group}.name={name}: no such implementation; known: {known}") from None
+        raise UserError(f"{key_of(group)}.name={name}: no such implementation; known: {known}") from None
 
 
 def names(group: str) -> list[str]:

@@ -65,6 +65,15 @@ def split(span: str) -> tuple[dict[str, str], list[str]]:
     return dict(part.split("=", 1) for part in chosen), keys
 
 
+def owner(key: str) -> tuple[str, str]:
+    """Splits a key into its group, the innermost of nested ones, and the rest: `memory/quant` and `bits`."""
+    nested = [group for group in registry.GROUPS if "/" in group and key.startswith(f"{registry.key_of(group)}.")]
+    if nested:
+        return nested[0], key.removeprefix(f"{registry.key_of(nested[0])}.")
+    group, _, path = key.partition(".")
+    return group, path
+
+
 @functools.cache
 def option_file(group: str, option: str) -> dict[str, Any]:
     return yaml.safe_load((registry.CONF / group / f"{option}.yaml").read_text(encoding="utf-8"))
@@ -103,7 +112,7 @@ def defaults_of(span: str) -> list[str]:
         return [ROOT[group] for group in choices]
     found = []
     for key in (item.partition("=")[0] for item in keys):
-        group, _, path = key.partition(".")
+        group, path = owner(key)
         if key == "seed":
             found.append(spelt(RunConfig.__dataclass_fields__["seed"].default))
         elif group != "hydra" and "*" not in path:
@@ -150,7 +159,7 @@ def test_keys_that_it_names_compose(span):
     for group, option in choices.items():
         composed(group, option)
     for key, _, value in (item.partition("=") for item in keys):
-        group, _, path = key.removesuffix(".*").partition(".")
+        group, path = owner(key.removesuffix(".*"))
         if group in ("seed", "hydra"):
             continue
         config = composed(group, (ROOT | choices)[group])

@@ -1,10 +1,12 @@
 """What every memory implementation has: compute type, what is computed again or waits on the host, and the budget."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from harness.errors import reject
+from harness.memory.quant.none import NoneConfig
 
 POLICIES = ("none", "selective", "full")
 """By falling memory and rising time; see `harness.memory.checkpointing`."""
@@ -39,6 +41,8 @@ class MemoryConfig:
     """Hold the inputs of checkpointed layers in the host's memory until the backward pass needs them; needs a GPU."""
     budget_gib: float | None = None
     """GiB of the GPU that this process may allocate, a hard cap, and what auto plans for. Null: all that is free."""
+    quant: Any = field(default_factory=NoneConfig)
+    """How the frozen base is held, chosen by memory/quant=."""
 
     def __post_init__(self) -> None:
         """Spells truth values by name, and checks ranges."""
