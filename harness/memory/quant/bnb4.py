@@ -55,7 +55,8 @@ class Bnb4Config(QuantConfig):
     compute_dtype: Dtype = Dtype.auto
     """Type of the products; auto follows memory.precision."""
     storage: Storage = Storage.uint8
-    """Type under which the bits are held. Values are the same; sharding by FSDP wants the type of the other weights."""
+    """Type under which the bits are held; values are the same. What shards and casts parameters (FSDP2) has to be given
+    uint8, which is not cast, or the type that it casts to."""
 
     def __post_init__(self) -> None:
         QuantConfig.__post_init__(self)

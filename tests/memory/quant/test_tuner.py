@@ -187,3 +187,20 @@ def test_only_what_is_named_stays_as_it_is(make_base):
 def test_lists_that_can_not_be_are_refused(make_base, skip, message):
     with pytest.raises(UserError, match=message):
         make_base("memory/quant=bnb4", f"memory.quant.skip={skip}")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tuner", ["lora", "dora"])
+def test_groups_train_on_a_gpu_as_peft_does(make_config, load_model, make_batch, outlook, tuner):
+    losses = []
+    for fused in ("true", "false"):
+        overrides = ["memory/quant=bnb4", f"tuner={tuner}", "tuner.dropout=0", f"tuner.fused={fused}"]
+        config = make_config(*overrides, "model.attention=sdpa")
+        loaded = load_model(config.model)
+        registry.build("memory/quant", config.memory.quant, loaded.model, torch.device("cuda"))
+        torch.manual_seed(0)
+        tuned = registry.build(
+            "tuner", config.tuner, loaded, registry.build("freeze", config.freeze, loaded.model), outlook
+        )
+        losses.append(train(tuned, make_batch(0, 1).to("cuda"), 3))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
