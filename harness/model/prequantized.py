@@ -52,7 +52,7 @@ def check_loads(kind: Any, path: str) -> None:
         raise reject("model.path", path, f"is quantised by {method}, on which no adapter trains here; {instead}")
     for package in _PACKAGES[method]:
         if find_spec(package) is None:
-            remedy = f"pip install -c constraints.txt -e '.[gptq]'"
+            remedy = "pip install -c constraints.txt -e '.[gptq]'"
             raise UserError(f"model.path={path}: is quantised by {method}, and {package} is not installed; {remedy}")
 
 
