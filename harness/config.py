@@ -81,6 +81,8 @@ class RunConfig:
         if getattr(self.tuner, "exports_model", False) and getattr(self.memory, "changes_base", False):
             remedy = f"tuner={tuner} exports the whole model, and its frozen weights would not be the checkpoint's"
             raise reject("memory", self.memory.name, f"{remedy}; use memory=standard, or an adapter")
+        if self.memory.quant.changes_base:
+            self._check_quant(is_full)
         if self.freeze.full and is_full:
             full = [item.name for item in self.freeze.full]
             raise reject("freeze.full", full, f"tuner={tuner} trains all that is not frozen in full; leave it out")
@@ -100,6 +102,18 @@ class RunConfig:
             raise reject("memory", self.memory.name, f"{name} can not hold weights of 8 bits; use memory/strategy=ddp")
         if not strategy.scales_fp16 and self.memory.precision.name == "fp16":
             raise reject("memory.precision", "fp16", f"{name} has no scaler for its gradients; use bf16")
+
+    def _check_quant(self, is_full: bool) -> None:
+        tuner, quant = self.tuner.name, self.memory.quant.name
+        if getattr(self.memory, "changes_base", False):
+            raise reject("memory/quant", quant, f"memory={self.memory.name} holds the same weights otherwise: give one")
+        if is_full:
+            raise reject("memory/quant", quant, f"tuner={tuner} trains weights, and quantised ones can not; use none")
+        if getattr(self.tuner, "exports_model", False):
+            remedy = f"tuner={tuner} as it is set exports the whole model, whose weights would not be the checkpoint's"
+            raise reject("memory/quant", quant, f"{remedy}; use none, or an adapter")
+        if reason := getattr(self.tuner, "needs_plain_base", None):
+            raise reject("memory/quant", quant, f"tuner={tuner} {reason}; use none")
 
     def _check_steps(self) -> None:
         if self.data.max_tokens_per_batch is not None and self.trainer.batch_size != 1:
@@ -149,8 +163,9 @@ def load(path: Path) -> RunConfig:
     typed = OmegaConf.structured(RunConfig)
     for group in registry.GROUPS:
         key = registry.key_of(group)
-        name = OmegaConf.select(stored, f"{key}.name")
-        OmegaConf.update(typed, key, OmegaConf.structured(registry.get(group, str(name)).config), merge=False)
+        # A run from before a nested group was there has what that group is by default.
+        if (node := OmegaConf.select(stored, key)) is not None:
+            OmegaConf.update(typed, key, OmegaConf.structured(registry.get(group, node.name).config), merge=False)
     try:
         merged = OmegaConf.merge(typed, stored)
     except OmegaConfBaseException as error:

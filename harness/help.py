@@ -52,17 +52,17 @@ def _keys(cfg: DictConfig, prefix: str) -> Iterator[str]:
     nested = [name for name in fields if isinstance(_value(cfg, name), DictConfig)]
     for name in fields:
         # The name of a group's implementation is chosen by `<group>=`, not by its key.
-        if name not in nested and not (name == "name" and _is_group(prefix)):
+        if name not in nested and not (name == "name" and _is_group(prefix[:-1])):
             yield from _key(f"{prefix}{name}", _value(cfg, name), fields[name], documentation.get(name, ""))
     for name in nested:
         node = cfg[name]
-        title = f" ({node.name})" if "name" in node and _is_group(f"{prefix}{name}.") else ""
+        title = f" ({node.name})" if "name" in node and _is_group(f"{prefix}{name}") else ""
         yield f"\n {prefix}{name}{title}"
         yield from _keys(node, f"{prefix}{name}.")
 
 
-def _is_group(prefix: str) -> bool:
-    return prefix[:-1].replace(".", "/") in registry.GROUPS
+def _is_group(key: str) -> bool:
+    return key.replace(".", "/") in registry.GROUPS
 
 
 def _key(key: str, value: Any, hint: Any, meaning: str) -> Iterator[str]:

@@ -12,11 +12,22 @@ from pathlib import Path
 from typing import Any, TypeVar, get_origin
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from harness.errors import UserError
 
-GROUPS = ("model", "tuner", "freeze", "optim", "data", "memory", "memory/strategy", "logging", "trainer")
+GROUPS = (
+    "model",
+    "tuner",
+    "freeze",
+    "optim",
+    "data",
+    "memory",
+    "memory/quant",
+    "memory/strategy",
+    "logging",
+    "trainer",
+)
 """Config groups that hold implementations, in the order in which a run builds them; a nested one behind its parent.
 
 The config of a nested group is a field of its parent's, `memory.strategy`, and its files lie in a folder below.
@@ -62,17 +73,22 @@ def register(group: str, config: type) -> Callable[[Builder], Builder]:
         if (group, name) in _entries:
             raise TypeError(f"{group}={name} is registered twice")
         _entries[group, name] = Entry(group, name, config, build)
-        schema = _with_open_maps(config)
+        schema = _schema(group, config)
         ConfigStore.instance().store(group=f"schema/{group}", name=name, node=schema, package=key_of(group))
         return build
 
     return bind
 
 
-def _with_open_maps(config: type) -> DictConfig:
-    """Returns a dataclass's schema in which `key={a: 1}` adds to a map, whose keys are the user's own."""
+def _schema(group: str, config: type) -> DictConfig:
+    """Returns a dataclass's schema in which `key={a: 1}` adds to a map, whose keys are the user's own.
+
+    A field that holds a nested group is open to every implementation of that, not to its default alone.
+    """
     schema = OmegaConf.structured(config)
     for item in dataclasses.fields(config):
+        if f"{group}/{item.name}" in GROUPS:
+            schema[item.name] = MISSING
         if get_origin(item.type) is dict:
             OmegaConf.set_struct(schema[item.name], False)
     return schema
@@ -101,7 +117,7 @@ def get(group: str, name: str) -> Entry:
         return _entries[group, name]
     except KeyError:
         known = ", ".join(names(group)) or "none"
-        raise UserError(f"{group}.name={name}: no such implementation; known: {known}") from None
+        raise UserError(f"{key_of(group)}.name={name}: no such implementation; known: {known}") from None
 
 
 def names(group: str) -> list[str]:

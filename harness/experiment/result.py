@@ -13,6 +13,7 @@ from harness.experiment.end import figures, write_end
 from harness.experiment.folder import RunFolder, write_json
 from harness.experiment.startup import Startup
 from harness.logging.table import render, show
+from harness.memory.quant.linear import sizes
 from harness.model.component import Component, component_of
 from harness.optim.group import parameter_groups
 from harness.trainer.callback import Progression
@@ -56,7 +57,7 @@ def write_success(
         "baseline": progression.baseline,
         "best": asdict(progression.best),
         "trainable_parameters": sum(named[name].numel() for name in module.trainable_names),
-        "total_parameters": sum(p.numel() for p in named.values()),
+        "total_parameters": sum(sizes(module.model).values()),
         "tokens_per_s": steady.rates(world_size)["perf/tokens_per_s"],
         "step_time_s": steady.rates(world_size)["perf/step_time_s"],
         "data_wait_fraction": steady.rates(world_size)["perf/data_wait_fraction"],
@@ -107,6 +108,7 @@ def trainable_table(tuned: Tuned, optim: Any, lr: float) -> str:
     Raises:
         UserError: As for `parameter_groups`.
     """
+    size = sizes(tuned.model)
     groups = parameter_groups(tuned.model, optim, lr, tuned.lr_scales)
     rows: list[list[str | int | float | None]] = []
     for component in Component:
@@ -116,7 +118,7 @@ def trainable_table(tuned: Tuned, optim: Any, lr: float) -> str:
         rows.append(
             [
                 component.value,
-                sum(p.numel() for _, p in named),
+                sum(size[name] for name, _ in named),
                 sum(p.numel() for p in training),
                 sum(p.numel() for p in adapter),
                 _rates(group["lr"] for group in groups if group["component"] == component.value),

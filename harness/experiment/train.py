@@ -36,12 +36,14 @@ from harness.logging.run_info import RunInfo
 from harness.logging.setup import setup_logging
 from harness.logging.tracker import finish
 from harness.memory.config import AUTO
+from harness.memory.first_device import first_device
 from harness.memory.fitting import plan_ahead
 from harness.memory.precision import checked_precision
 from harness.memory.resolve import Resolved, resolve, room_gib
 from harness.memory.strategy.parallel import Parallel, Ranks
 from harness.model.compiled import compile_blocks, graph_breaks, will_compile
 from harness.model.loading import Loaded
+from harness.model.prequantized import check_tuner
 from harness.model.processor import Processor, load_processor
 from harness.model.weights import Weights
 from harness.optim.schedule import ScheduleName
@@ -108,7 +110,9 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
             if rank == 0
             else Recorder(None, [], None, _world(config), channels=config.data.channels)
         )
-        loaded = build("model", config.model, device, weights)
+        loaded = build("model", config.model, first_device(config.memory, device), weights)
+        build("memory/quant", config.memory.quant, loaded.model, device)
+        check_tuner(config.tuner, loaded.model)
         startup.end(Phase.model)
         tuned, memory = _tuned(config, loaded, data, folder, device)
         startup.end(Phase.tuner)

@@ -114,9 +114,10 @@ def _run(folder: RunFolder, config: RunConfig, startup: Startup, *, is_rank: boo
 @contextmanager
 def _reading(config: RunConfig) -> "Iterator[Weights | None]":
     """Reads the weights in the background; whatever ends the run early does not wait for them."""
+    from harness.memory.first_device import first_device
     from harness.model.weights import begin
 
-    weights = begin(config.model, training_device(config.trainer, local_rank()))
+    weights = begin(config.model, first_device(config.memory, training_device(config.trainer, local_rank())))
     try:
         yield weights
     finally:

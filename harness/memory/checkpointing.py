@@ -37,7 +37,13 @@ _ATTENTION = (
     "flash_attn",
 )
 """How the names of kernels begin whose results are kept."""
-_PRODUCTS = {"aten::mm": 1, "aten::addmm": 2, "aten::_scaled_mm": 1}
+_PRODUCTS = {
+    "aten::mm": 1,
+    "aten::addmm": 2,
+    "aten::_scaled_mm": 1,
+    "harness::bnb8_product": 1,
+    "harness::eetq_product": 1,
+}
 """Products of a (T, D) with a (D, E) matrix, and which argument is the matrix."""
 
 

@@ -1,11 +1,13 @@
 """What every memory implementation has: compute type, what is computed again or waits on the host, and the budget."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 from harness.errors import reject
+from harness.memory.quant.none import NoneConfig
+from harness.memory.strategy.auto import AutoConfig
 
 POLICIES = ("none", "selective", "full")
 """By falling memory and rising time; see `harness.memory.checkpointing`."""
@@ -38,10 +40,12 @@ class MemoryConfig:
     """none, selective or full for the ViT; null follows `checkpointing`. Of a frozen ViT nothing is kept anyway."""
     offload_activations: bool = False
     """Hold the inputs of checkpointed layers in the host's memory until the backward pass needs them; needs a GPU."""
-    strategy: Any = None
-    """How the run's processes share the work: `memory/strategy=<name>`."""
+    strategy: Any = field(default_factory=AutoConfig)
+    """How the run's processes share the work, chosen by memory/strategy=."""
     budget_gib: float | None = None
     """GiB of the GPU that this process may allocate, a hard cap, and what auto plans for. Null: all that is free."""
+    quant: Any = field(default_factory=NoneConfig)
+    """How the frozen base is held, chosen by memory/quant=."""
 
     def __post_init__(self) -> None:
         """Spells truth values by name, and checks ranges."""

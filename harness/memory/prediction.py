@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from harness.data.extent import Extent
 from harness.memory.kept import Kept
+from harness.memory.quant.linear import quantized_layers
 from harness.model.loss import CHUNK
 
 GIB = 2**30
@@ -105,7 +106,7 @@ def fixed(model: nn.Module, base: PreTrainedModel, extent: Extent, state_bytes: 
     text: Any = base.config.get_text_config()
     head = min(extent.supervised, CHUNK) * text.vocab_size * _HEAD_BYTES
     backward = extent.tokens * (8 * text.hidden_size + 6 * text.intermediate_size)
-    weights = sum(p.nbytes for p in model.parameters())
+    weights = sum(p.nbytes for p in model.parameters()) + sum(m.side_bytes for _, m in quantized_layers(model))
     return Fixed(weights, gradients, state, _images(base, extent), head, backward)
 
 

@@ -19,6 +19,7 @@ from harness.model.checkpoint_path import MODEL_TYPES, resolve
 from harness.model.initialisation import fill_absent
 from harness.model.new_rows import NewTokens, add_rows
 from harness.model.patch_embed import make_linear
+from harness.model.prequantized import check_loads
 from harness.model.processor import load_tokenizer
 from harness.model.qwen3_vl import Attention, Dtype, InitStrategy, Qwen3VLConfig
 from harness.model.rope_scaling import forget_longer_batches, parse, scale
@@ -154,6 +155,7 @@ def _checkpoint_config(config: Qwen3VLConfig, path: str) -> Any:
         raise reject("model.path", path, f"neither a folder nor a hub id that can be reached ({reason})") from error
     if kind.model_type not in MODEL_TYPES:
         raise UserError(f"model.path={path}: is a {kind.model_type!r} checkpoint, not a Qwen3-VL")
+    check_loads(kind, path)
     if (scaling := parse(config.rope_scaling, config.max_model_len)) is not None:
         scale(kind.text_config, scaling)
     return kind

@@ -118,8 +118,9 @@ def is_readable(folder: Path) -> bool:
     """Whether this is a folder whose weights lie in safetensors files of the usual names."""
     if not any((folder / name).is_file() for name in (_WHOLE, _INDEX)):
         return False
-    # A checkpoint may name other files, which transformers finds.
-    return "transformers_weights" not in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    # A checkpoint may name other files, which transformers finds, or hold weights that it has to unpack.
+    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return not {"transformers_weights", "quantization_config"} & described.keys()
 
 
 def _files(folder: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from torch import nn
 
 from harness.errors import UserError, reject
 from harness.freeze.policy import Policy
+from harness.memory.quant.linear import quantized_layers
 from harness.model.component import Component
 
 EMBEDDING = "model.language_model.embed_tokens"
@@ -47,6 +48,10 @@ def modules_beside(model: nn.Module, suffixes: Sequence[str], policy: Policy) ->
         modules = [*_WHOLE[component], *_members(model, _LISTS[component])]
         chosen |= dict.fromkeys(_stand_in(model, name) for name in modules if _trains(model, name, policy.full))
     for name in chosen:
+        if held := next(quantized_layers(model.get_submodule(name)), None):
+            where = f"{name}.{held[0]}".strip(".")
+            remedy = f"{where} is quantised and can not train: name it in memory.quant.skip, or leave this out"
+            raise reject("tuner.modules_to_save (or freeze.full)", name, remedy)
         above = [other for other in chosen if name.startswith(f"{other}.")]
         if above:
             raise reject("tuner.modules_to_save", name, f"lies inside {above[0]}, which trains itself too: drop one")

@@ -24,11 +24,14 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen3_vl import modeling_qwen3_vl as stock
 
+from harness.memory.quant.linear import QuantLinear
 from harness.tuner.drop import drop
 
 log = logging.getLogger(__name__)
 
 _ADAPTER = "default"
+_FROZEN = (nn.Linear, QuantLinear)
+"""Classes of layers that a group may be made of, where none of their weights trains."""
 
 
 def fuse(language: nn.Module) -> None:
@@ -64,11 +67,11 @@ def fuse(language: nn.Module) -> None:
 def _known(layer: nn.Module) -> bool:
     """Says whether a layer is one that `products` computes: a frozen linear layer, bare or with one LoRA or DoRA."""
     if type(layer) is not LoraLinear:
-        return type(layer) is nn.Linear and not any(p.requires_grad for p in layer.parameters())
+        return type(layer) in _FROZEN and not any(p.requires_grad for p in layer.parameters())
     base: Any = layer.base_layer
     variant = layer.lora_variant.get(_ADAPTER)
     return (
-        type(base) is nn.Linear
+        type(base) in _FROZEN
         and not any(p.requires_grad for p in base.parameters())
         and list(layer.lora_A) == [_ADAPTER]
         and not layer.lora_bias[_ADAPTER]

@@ -26,6 +26,14 @@ _DRAWN = {"default": True, "false": False, "gaussian": "gaussian"}
 """Starts of random numbers alone, under PEFT's names."""
 _NODES = {"eva": EvaConfig, "corda": CordaConfig, "loftq": LoftqConfig, "lora_ga": LoraGaConfig}
 """Settings of one start each, under its name."""
+_TAKEN_OUT = "takes A and B out of the base's weights, which would have to be rounded again"
+_REWRITES = {
+    "pissa": _TAKEN_OUT,
+    "olora": _TAKEN_OUT,
+    "corda": _TAKEN_OUT,
+    "lora_ga": "needs a gradient of the base's weights",
+}
+"""Starts that a quantised base is not for, and why."""
 _KNOWN = "default, false, gaussian, pissa, pissa_niter_N, olora, orthogonal, eva, corda, loftq, lora_ga"
 
 
@@ -62,6 +70,12 @@ class LoraConfig(LoraLikeConfig):
     def exports_model(self) -> bool:
         """Whether the whole model is written, frozen weights included."""
         return self.init == "loftq"
+
+    @property
+    def needs_plain_base(self) -> str | None:
+        """Why a quantised base will not do, or None."""
+        method = self.init.partition("_niter_")[0]
+        return f"with tuner.init={self.init} {_REWRITES[method]}" if method in _REWRITES else None
 
     def __post_init__(self) -> None:
         LoraLikeConfig.__post_init__(self)

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import reject
 from harness.registry import register
-from harness.tuner.peft_method import INTO, NEEDED, OWN_TUNER, REFUSED, RESERVED, WITHOUT_EFFECT, Into, Method
+from harness.tuner.peft_method import (
+    INTO,
+    NEEDED,
+    OWN_TUNER,
+    PLAIN_ONLY,
+    REFUSED,
+    RESERVED,
+    WITHOUT_EFFECT,
+    Into,
+    Method,
+)
 from harness.tuner.targeted import TargetedConfig
 
 if TYPE_CHECKING:
@@ -28,6 +38,12 @@ class PeftMethodConfig(TargetedConfig):
     """PEFT's name of the method."""
     options: dict[str, Any] = field(default_factory=dict)
     """Fields of the method's config in PEFT, such as {r: 8, alpha: 16}; what is not given is as PEFT has it."""
+
+    @property
+    def needs_plain_base(self) -> str | None:
+        """Why a quantised base will not do, or None."""
+        reason = PLAIN_ONLY.get(self.method)
+        return reason and f"with tuner.method={self.method.name} {reason}"
 
     def __post_init__(self) -> None:
         TargetedConfig.__post_init__(self)

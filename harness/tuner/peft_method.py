@@ -79,6 +79,9 @@ REFUSED = {
 }
 """Methods that can not train a Qwen3-VL here, and why."""
 
+PLAIN_ONLY = {Method.glora: "is for plain linear layers in PEFT"}
+"""Methods that a quantised base is not for, and why."""
+
 OWN_TUNER = {
     Method.adalora: "adalora",
     Method.boft: "boft",

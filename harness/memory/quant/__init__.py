@@ -1,0 +1,1 @@
+"""Bases whose frozen linear layers are held in fewer bits."""
