@@ -37,6 +37,8 @@ _ATTENTION = (
     "flash_attn",
 )
 """How the names of kernels begin whose results are kept."""
+_WORDS = "aten::randint"
+"""The numbers that compiled dropout is made of (`harness.tuner.drop`): few, and torch 2.11 can not draw them again."""
 _PRODUCTS = {
     "aten::mm": 1,
     "aten::addmm": 2,
@@ -135,7 +137,7 @@ def is_product(operator: Any, *args: Any) -> bool:
 def keeps(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
     """Says of one operator in a layer's forward pass whether selective keeps its result."""
     name = operator.name().partition(".")[0] if isinstance(operator, torch._ops.OpOverload) else ""
-    if name.startswith(_ATTENTION):
+    if name.startswith(_ATTENTION) or name == _WORDS:
         return CheckpointPolicy.MUST_SAVE
     if (place := _PRODUCTS.get(name)) is not None:
         inner, outer = args[place].shape

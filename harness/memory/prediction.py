@@ -17,14 +17,18 @@ from transformers import PreTrainedModel
 from harness.data.extent import Extent
 from harness.memory.kept import Kept
 from harness.memory.quant.linear import quantized_layers
-from harness.model.loss import CHUNK
+from harness.model.loss import CHUNK, is_frozen_matrix
 
 GIB = 2**30
 SPARE = 1.05
 """Predictions times this, and `SPARE_GIB` more, have to fit."""
 SPARE_GIB = 0.5
 _HEAD_BYTES = 12
-"""A logit: its logarithmic probability, and the gradients of that and of itself, in float32."""
+"""A logit of a head that trains: its logarithmic probability, and the gradients of that and of itself, in float32."""
+_FROZEN_HEAD_BYTES = 8
+"""Of one that does not: itself and its gradient in 16 bits, its probability in float32."""
+_FUSED_HEAD_BYTES = 4
+"""And compiled: itself and its gradient."""
 _BATCHES = 2
 """On the GPU at a time: the one in use and the next."""
 _COST = {"none": 0.0, "selective": 0.65, "full": 1.0}
@@ -90,7 +94,9 @@ class Prediction:
         return self.peak_gib * SPARE + SPARE_GIB
 
 
-def fixed(model: nn.Module, base: PreTrainedModel, extent: Extent, state_bytes: float, processes: int) -> Fixed:
+def fixed(
+    model: nn.Module, base: PreTrainedModel, extent: Extent, state_bytes: float, processes: int, compiled: bool = False
+) -> Fixed:
     """Returns what weights, optimiser and head take.
 
     Args:
@@ -99,15 +105,23 @@ def fixed(model: nn.Module, base: PreTrainedModel, extent: Extent, state_bytes: 
         extent: The largest micro-batch.
         state_bytes: Of the optimiser, for each trained weight.
         processes: More than one keep their gradients twice, in buckets too.
+        compiled: Whether layers and head are compiled.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     gradients = sum(p.nbytes for p in trained) * (2 if processes > 1 else 1)
     state = int(sum(p.numel() for p in trained) * state_bytes)
     text: Any = base.config.get_text_config()
-    head = min(extent.supervised, CHUNK) * text.vocab_size * _HEAD_BYTES
+    head = min(extent.supervised, CHUNK) * text.vocab_size * _head_bytes(base, compiled)
     backward = extent.tokens * (8 * text.hidden_size + 6 * text.intermediate_size)
     weights = sum(p.nbytes for p in model.parameters()) + sum(m.side_bytes for _, m in quantized_layers(model))
     return Fixed(weights, gradients, state, _images(base, extent), head, backward)
+
+
+def _head_bytes(base: PreTrainedModel, compiled: bool) -> int:
+    """Returns what a logit takes."""
+    if not is_frozen_matrix(base.lm_head):
+        return _HEAD_BYTES
+    return _FUSED_HEAD_BYTES if compiled else _FROZEN_HEAD_BYTES
 
 
 def _images(base: PreTrainedModel, extent: Extent) -> int:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
+from harness.memory.checkpointing import set_policy
 from harness.tuner.drop import drop, kept
 
 TOKENS, INPUTS = 1500, 2000
@@ -51,3 +52,16 @@ def test_a_compiled_product_keeps_no_mask(backend):
 def test_rate_zero_is_the_input():
     x = torch.rand(3, 3)
     assert drop(x, 0.0) is x
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_selective_layer_compiles_with_it():
+    layer = torch.nn.Sequential(torch.nn.Linear(32, 4), torch.nn.Linear(4, 32))
+    plain = layer.forward
+    layer.forward = lambda x: plain(drop(x, 0.5)) + x
+    set_policy(layer, "selective")
+    x = torch.randn(64, 32, requires_grad=True)
+    out = torch.compile(layer, backend="aot_eager_decomp_partition", fullgraph=True)(x)
+    out.sum().backward()
+    share = ((x.grad - 1).abs() < 1e-7).float().mean().item()
+    assert share == pytest.approx(0.5, abs=0.1)
