@@ -41,7 +41,7 @@ from harness.data.assemble import data_module
 from harness.data.batch import Batch
 from harness.data.extent import Extent
 from harness.memory.precision import checked_precision
-from harness.memory.prediction import GIB, predict
+from harness.memory.prediction import GIB, Prediction, predict
 from harness.memory.resolve import plan_of, sizes_of
 from harness.model.attention import pick_attention, use_varlen
 from harness.model.compiled import compile_blocks, will_compile
@@ -129,18 +129,37 @@ def load(shape: str, config: RunConfig, device: torch.device) -> Loaded:
 class Job:
     """A configuration that can take steps."""
 
-    def __init__(self, shape: str, config: RunConfig, batches: list[Batch], device: torch.device) -> None:
-        """Builds in the order of `harness.experiment.train`, and predicts on the way."""
+    def __init__(
+        self,
+        shape: str,
+        config: RunConfig,
+        batches: list[Batch],
+        device: torch.device,
+        outlook: Outlook | None = None,
+        predicts: bool = True,
+    ) -> None:
+        """Builds in the order of `harness.experiment.train`, and predicts on the way.
+
+        Args:
+            shape: Of `random_checkpoint.py`, or tiny.
+            config: The run's.
+            batches: Training batches, on the CPU.
+            device: Where to train.
+            outlook: For tuners that look at data; None: there is nothing to look at.
+            predicts: Whether memory is predicted, which some methods do not allow.
+        """
         self.config, self.device, self.batches = config, device, batches
         loaded = load(shape, config, device)
         policy = registry.build("freeze", config.freeze, loaded.model)
-        outlook = Outlook(1000, lambda *_: iter(()), device, Path("start.safetensors"))
+        outlook = outlook or Outlook(1000, lambda *_: iter(()), device, Path("start.safetensors"))
         self.tuned: Tuned = registry.build("tuner", config.tuner, loaded, policy, outlook)
         base = self.tuned.base
         self.compiled = will_compile(config, base.config.model_type, device)
         began = time.perf_counter()
-        sizes = sizes_of(config, self.tuned, extent_of(batches), device, self.compiled)
-        self.prediction = predict(plan_of(config.memory), *sizes)
+        self.prediction: Prediction | None = None
+        if predicts:
+            sizes = sizes_of(config, self.tuned, extent_of(batches), device, self.compiled)
+            self.prediction = predict(plan_of(config.memory), *sizes)
         self.prediction_s = time.perf_counter() - began
         registry.build("memory", config.memory, base, device)
         if self.compiled:
@@ -153,6 +172,7 @@ class Job:
         self.autocast = (
             None if precision == "fp32" else getattr(torch, {"bf16": "bfloat16", "fp16": "float16"}[precision])
         )
+        self.taken = 0
         self.trains_vision = any(p.requires_grad for p in base.model.visual.parameters())
 
     def step(self, number: int, marks: Entry | None = None) -> list[Batch]:
@@ -165,6 +185,8 @@ class Job:
             context = nullcontext() if self.autocast is None else torch.autocast(self.device.type, self.autocast)
             with context:
                 loss = supervised_loss(self.tuned.base, sent, self.trains_vision) / batch.num_supervised
+                if self.tuned.regularizer is not None:
+                    loss = loss + self.tuned.regularizer()
             mark(marks, "forward")
             if turn == 0:
                 self.optimizer.zero_grad(set_to_none=True)
@@ -174,6 +196,9 @@ class Job:
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         torch.nn.utils.clip_grad_norm_(parameters, self.config.optim.max_grad_norm)
         self.optimizer.step()
+        self.taken += 1
+        if self.tuned.after_step is not None:
+            self.tuned.after_step(self.taken)
         mark(marks, "update")
         return used
 
@@ -241,6 +266,7 @@ def described(job: Job) -> Entry:
     """Returns what is known of a job before it runs."""
     base = job.tuned.base
     extent = extent_of(job.batches)
+    assert job.prediction is not None
     return {
         "plan": job.prediction.plan.text(),
         "compiled": job.compiled,

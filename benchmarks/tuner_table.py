@@ -2,13 +2,14 @@
 
     python benchmarks/tuner_table.py count
     python benchmarks/tuner_table.py digits --jobs 2
-    python benchmarks/tuner_table.py gpu --model outputs/random_4b --data outputs/captions/train.jsonl
+    python benchmarks/tuner_table.py gpu
     python benchmarks/tuner_table.py render outputs/tuner_table/results.jsonl
 
-Every run is a `python -m harness` of its own. Its figures are a line of results.jsonl; runs that are there are not
-run again, failed ones are. `render` takes the lines of files that it is given into docs/results/, and makes the tables
-of what is there. Methods and settings: tuner_table.yaml. Learning rates are chosen on rows that the report never sees:
-`data.held_out` validates on training rows, which then do not train; the report's 360 validate the three seeds.
+Every run on digits is a `python -m harness` of its own; those on a GPU share a process (tuner_gpu.py). A run's figures
+are a line of results.jsonl; runs that are there are not run again, failed ones are. `render` takes the lines of files
+that it is given into docs/results/, and makes the tables of what is there. Methods and settings: tuner_table.yaml.
+Learning rates are chosen on rows that the report never sees: `data.held_out` validates on training rows, which then do
+not train; the report's 360 validate the three seeds.
 """
 
 import argparse
@@ -39,7 +40,7 @@ DIGITS = [
 ]
 GPU = [
     *("experiment=bench_4b", "data.packing=true", "data.packing_length=8192", "trainer.batch_size=1"),
-    *("trainer.max_steps=20", "trainer.checkpoints=false"),
+    "trainer.max_steps=20",
 ]
 
 
@@ -104,6 +105,24 @@ def measure(run: Run, folder: Path) -> dict[str, Any]:
     # On digits one CPU thread, for the tiny model gains nothing from more.
     threads = {"OMP_NUM_THREADS": "1"} if run.table == "digits" else {}
     outcome = run_harness([*run.overrides, "trainer.resume=auto"], folder, LIMIT_S, threads)
+    return (
+        entry(run)
+        | {
+            "status": outcome.status,
+            "error": outcome.error,
+            "peak_rss_gib": outcome.usage.ru_maxrss / 2**20,
+            "cpu_time_s": outcome.usage.ru_utime + outcome.usage.ru_stime,
+            "device": outcome.environment.get("device", {}).get("name"),
+        }
+        | {
+            key: outcome.summary.get(key)
+            for key in ("val", "trainable_parameters", "tokens_per_s", "wall_time_s", "peak_allocated_gib")
+        }
+    )
+
+
+def entry(run: Run) -> dict[str, Any]:
+    """Returns what names a run among the results."""
     return {
         "key": run.key,
         "table": run.table,
@@ -112,14 +131,6 @@ def measure(run: Run, folder: Path) -> dict[str, Any]:
         "lr": run.lr,
         "seed": run.seed,
         "overrides": list(run.overrides),
-        "status": outcome.status,
-        "error": outcome.error,
-        "peak_rss_gib": outcome.usage.ru_maxrss / 2**20,
-        "cpu_time_s": outcome.usage.ru_utime + outcome.usage.ru_stime,
-        "device": outcome.environment.get("device", {}).get("name"),
-    } | {
-        key: outcome.summary.get(key)
-        for key in ("val", "trainable_parameters", "tokens_per_s", "wall_time_s", "peak_allocated_gib")
     }
 
 
@@ -158,19 +169,23 @@ def digits(args: argparse.Namespace, methods: list[str]) -> None:
 
 
 def gpu(args: argparse.Namespace, methods: list[str]) -> None:
-    """Trains each tuner, and each optimiser on all weights of the LLM, for 20 steps on the 4B shape."""
-    common = [*GPU, f"model.path={args.model}", f"data.train={args.data}"]
+    """Trains each tuner, and each optimiser on all weights of the LLM, for 20 steps on a true shape in one process."""
+    from tuner_gpu import Bench
+
     runs = [
-        Run("gpu", name, "report", None, 42, (*common, *method["choice"], *method.get("gpu", [])))
+        Run("gpu", name, "report", None, 42, (*GPU, *method["choice"], *method.get("gpu", [])))
         for name, method in TABLE["methods"].items()
         if name in methods
     ]
     runs += [
-        Run("optimizers", name, "report", None, 42, (*common, "tuner=full", *choice))
+        Run("optimizers", name, "report", None, 42, (*GPU, "tuner=full", *choice))
         for name, choice in TABLE["optimizers"].items()
         if not args.only or name in args.only
     ]
-    Book(args.out).measure(runs, 1, time.monotonic() + args.stop_after)
+    book, bench, deadline = Book(args.out), Bench(args.shape), time.monotonic() + args.stop_after
+    for run in runs:
+        if not book.done(run) and time.monotonic() < deadline:
+            book.add(entry(run) | bench.measure(list(run.overrides)))
 
 
 def count(methods: list[str]) -> None:
@@ -208,8 +223,7 @@ def main() -> None:
         command.add_argument("--out", type=Path, default=ROOT / "outputs" / "tuner_table")
         command.add_argument("--stop-after", type=float, default=1e9, help="seconds after which no run starts")
         command.add_argument("--jobs", type=int, default=1, help="runs at a time (digits)")
-        command.add_argument("--model", default="outputs/random_4b")
-        command.add_argument("--data", default="outputs/captions/train.jsonl")
+        command.add_argument("--shape", default="4b", help="of random_checkpoint.py, or tiny (gpu)")
     command = commands.add_parser("render")
     command.add_argument("results", type=Path, nargs="*")
     args = parser.parse_args()
