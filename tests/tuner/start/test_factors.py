@@ -40,14 +40,14 @@ def test_random_numbers_drawn_for_a_start_are_put_back(outlook):
 
 
 def test_other_ranks_wait_for_the_first(outlook, monkeypatch):
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("RANK", "1")
     found = {}
     asked = threading.Thread(
         target=lambda: found.update(kept(outlook, "pissa", torch.float32, lambda: pytest.fail("second")))
     )
     asked.start()
     time.sleep(0.05)
-    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("RANK", "0")
     kept(outlook, "pissa", torch.float32, lambda: LAYERS)
     asked.join(timeout=5)
     assert torch.equal(found["layer"].A_RD, LAYERS["layer"].A_RD)
