@@ -173,7 +173,13 @@ class Job:
             None if precision == "fp32" else getattr(torch, {"bf16": "bfloat16", "fp16": "float16"}[precision])
         )
         self.taken = 0
+        self.last_loss: torch.Tensor | None = None
         self.trains_vision = any(p.requires_grad for p in base.model.visual.parameters())
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """Returns what is differentiated."""
+        loss = supervised_loss(self.tuned.base, batch, self.trains_vision) / batch.num_supervised
+        return loss if self.tuned.regularizer is None else loss + self.tuned.regularizer()
 
     def step(self, number: int, marks: Entry | None = None) -> list[Batch]:
         """Takes an optimiser step and returns its batches; `marks` gets what is allocated on the way, in GiB."""
@@ -184,14 +190,13 @@ class Job:
             sent = batch.to(self.device, non_blocking=True)
             context = nullcontext() if self.autocast is None else torch.autocast(self.device.type, self.autocast)
             with context:
-                loss = supervised_loss(self.tuned.base, sent, self.trains_vision) / batch.num_supervised
-                if self.tuned.regularizer is not None:
-                    loss = loss + self.tuned.regularizer()
+                loss = self.loss(sent)
             mark(marks, "forward")
             if turn == 0:
                 self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             mark(marks, "backward")
+            self.last_loss = loss.detach()
             del sent, loss
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         torch.nn.utils.clip_grad_norm_(parameters, self.config.optim.max_grad_norm)

@@ -1,7 +1,7 @@
 """Frozen linear layers of the LLM in float8: products at up to twice the speed of bfloat16, on Hopper and newer.
 
 What is in float8 and how it is scaled: `harness.memory.fp8_linear`. Norms, embeddings, the head, experts of a mixture
-and adapters stay as they are. The loss differs from that over the same weights in bfloat16; `benchmarks/fp8_loss.py`
+and adapters stay as they are. The loss differs from that over the same weights in bfloat16; `benchmarks/loss_curve.py`
 measures by how much.
 """
 
