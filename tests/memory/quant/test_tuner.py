@@ -129,6 +129,11 @@ def test_groups_train_on_quantised_layers(make_quantized, make_batch, caplog):
         (["tuner.init=corda"], r"with tuner\.init=corda takes A and B out"),
         (["tuner.init=lora_ga"], r"with tuner\.init=lora_ga needs a gradient of the base's weights"),
         (["tuner=peft", "tuner.method=glora"], r"with tuner\.method=glora is for plain linear layers"),
+        (["memory/strategy=zero2"], r"memory/quant=bnb4: memory/strategy=zero2 casts all that the model holds"),
+        (
+            ["memory/strategy=fsdp2", "memory.quant.storage=bfloat16"],
+            r"memory\.quant\.storage=bfloat16: memory/strategy=fsdp2 may cast bits",
+        ),
         (["memory=fp8_base"], r"memory/quant=bnb4: memory=fp8_base holds the same weights otherwise"),
     ],
 )
