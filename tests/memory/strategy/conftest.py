@@ -66,7 +66,7 @@ class Group:
         """Starts `ranks.py` on each rank and waits for all."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+            shared = {"MASTER_ADDR": "127.0.0.1", "MEETING_PORT": str(free.getsockname()[1])}
         shared |= {"WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks), "NODE_RANK": "0"}
         shared |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         logs = [self.home / f"rank{rank}.log" for rank in range(num_ranks)]
@@ -77,7 +77,7 @@ class Group:
                 command = [sys.executable, str(RANKS), *arguments]
                 processes.append(subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT))
         try:
-            codes = [process.wait(timeout=900) for process in processes]
+            codes = [process.wait(timeout=600) for process in processes]
         finally:
             for process in processes:
                 process.kill()
@@ -150,7 +150,9 @@ def check(one_process, on_two, figures):
             torch.testing.assert_close(after[key], value, atol=2e-4, rtol=1e-3, msg=key)
         summary = two.read_summary()
         size = sum(path.stat().st_size for path in (two.checkpoints / "step_20").rglob("*") if path.is_file())
-        assert size < 1.2 * 12 * summary["trainable_parameters"] + 250_000, "frozen weights are in the checkpoint"
+        # A sharded checkpoint has about 1.4 kB beside each tensor of each process; the frozen weights take 4 MB.
+        room = 1_250_000 if (two.checkpoints / "step_20" / "trainer.ckpt").is_dir() else 250_000
+        assert size < 1.2 * 12 * summary["trainable_parameters"] + room, "frozen weights are in the checkpoint"
         assert json.loads((two.path / "strategy.json").read_text())["processes"] == 2
         return two
 

@@ -7,13 +7,19 @@ is in whole.jsonl. Processes and their imports cost more than the runs, so that 
 import importlib.util
 import os
 import shutil
+import socket
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch.distributed
+import torch
+from torch.distributed import TCPStore
 
 from harness.experiment import trial
+from harness.experiment.folder import RunFolder
+from harness.experiment.ranks import AS_RANK
 
 
 def deepspeed_without_gpu() -> None:
@@ -55,17 +61,48 @@ def rewind(folder: Path, step: str) -> None:
     (folder / "config.yaml").write_text(text.replace("resume: null", "resume: auto"))
 
 
-def run(argument: str) -> int:
-    folder, _, step = argument.partition("@")
-    several = torch.distributed.is_initialized()
-    if several:
-        # The first rank may still be at its result.
-        torch.distributed.barrier()
-    if step and os.environ["RANK"] == "0":
-        rewind(Path(folder), step)
-    if several:
-        torch.distributed.barrier()
-    return trial.main([folder])
+class Meeting:
+    """Lets the ranks wait for each other between runs, whose process groups come and go."""
+
+    def __init__(self) -> None:
+        self.first = os.environ["RANK"] == "0"
+        self.size = int(os.environ["WORLD_SIZE"])
+        port = int(os.environ["MEETING_PORT"])
+        self._store = TCPStore("127.0.0.1", port, self.size, self.first, timedelta(minutes=5))
+        self._number = 0
+
+    def wait(self, said: str = "") -> str:
+        """Waits for all; returns what the first one said."""
+        self._number += 1
+        if self.first:
+            self._store.set(f"said/{self._number}", said)
+        self._store.add(f"there/{self._number}", 1)
+        while self._store.add(f"there/{self._number}", 0) < self.size:
+            time.sleep(0.02)
+        return self._store.get(f"said/{self._number}").decode()
+
+
+def run(argument: str, meeting: Meeting) -> int:
+    path, _, step = argument.partition("@")
+    # The first rank may still be at its result.
+    meeting.wait()
+    folder = RunFolder(Path(path))
+    if meeting.first:
+        if step:
+            rewind(folder.path, step)
+        folder.lock()
+        folder.begin_attempt()
+    os.environ["MASTER_PORT"] = meeting.wait(str(free_port()))
+    try:
+        return trial.main([path, str(time.time()), AS_RANK])
+    finally:
+        folder.unlock()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def main() -> int:
@@ -73,7 +110,8 @@ def main() -> int:
     there = importlib.util.find_spec("deepspeed") is not None and not torch.cuda.is_available()
     if there and "zero" in " ".join(sys.argv):
         deepspeed_without_gpu()
-    return next((code for code in map(run, sys.argv[1:]) if code), 0)
+    meeting = Meeting()
+    return next((code for argument in sys.argv[1:] if (code := run(argument, meeting))), 0)
 
 
 if __name__ == "__main__":
