@@ -116,8 +116,8 @@ class RunConfig:
             raise reject("memory/quant", quant, f"tuner={tuner} {reason}; use none")
         strategy, storage = self.memory.strategy, getattr(self.memory.quant, "storage", None)
         if strategy.flattens:
-            remedy = f"memory/strategy={strategy.name} casts all that the model holds to its own type, the scales of bits"
-            raise reject("memory/quant", quant, f"{remedy} too; use ddp or fsdp2")
+            remedy = f"memory/strategy={strategy.name} casts all that the model holds, the scales of bits too"
+            raise reject("memory/quant", quant, f"{remedy}; use ddp or fsdp2")
         if strategy.sharded and storage is not None and storage.name != "uint8":
             remedy = f"memory/strategy={strategy.name} may cast bits that are held as a number; use uint8"
             raise reject("memory.quant.storage", storage.name, remedy)
