@@ -154,7 +154,7 @@ def check(one_process, on_two, figures):
             torch.testing.assert_close(after[key], value, atol=2e-4, rtol=1e-3, msg=key)
         summary = two.read_summary()
         size = sum(path.stat().st_size for path in (two.checkpoints / "step_20").rglob("*") if path.is_file())
-        # A sharded checkpoint has about 1.4 kB beside each tensor of each process, and DeepSpeed's weights once more; the
+        # A sharded checkpoint has about 1.4 kB beside each tensor of each process, DeepSpeed the weights once more;
         # frozen weights take 4 MB.
         sharded = (two.checkpoints / "step_20" / "trainer.ckpt").is_dir()
         each, room = (16, 1_250_000) if sharded else (12, 250_000)
