@@ -308,7 +308,9 @@ def test_ranks_agree_on_a_replay(undisturbed, tmp_path):
     common = {"NODE_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     command = [sys.executable, tmp_path / "rank.py", Path(__file__).parent]
     started = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **common, "LOCAL_RANK": rank})
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env={**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank}
+        )
         for rank in "01"
     ]
     try:
