@@ -14,20 +14,17 @@ import json
 import statistics
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 import transformers
 from cpu_bench import stock_inputs
-from memory_table import CAPTIONS, TINY, VISION_SIDE, Batches, Job, release, wait
+from memory_table import CAPTIONS, TINY, Batches, Job, prepared, release, wait
 
 from harness import registry
 from harness.compose import compose_config
 from harness.config import RunConfig, to_run_config
-from harness.data.assemble import data_module
 from harness.data.batch import Batch
-from harness.model.processor import load_processor
 from harness.trainer.standard import training_device
 
 COMMON = [
@@ -66,14 +63,7 @@ def config_of(variant: str, tiny: bool) -> RunConfig:
 
 def packed(config: RunConfig, count: int, tiny: bool) -> list[Batch]:
     """Returns batches on the CPU."""
-    processor = load_processor(config.model)
-    if not tiny:
-        processor.vision_side = VISION_SIDE
-    processor.image_processor.size = {"shortest_edge": 65536, "longest_edge": 16777216}
-    data = data_module(config, processor)
-    data.prepare()
-    data.total_steps = count
-    data.trainer = SimpleNamespace(world_size=1, global_rank=0)  # type: ignore[assignment]
+    data = prepared(config, count, tiny)
     return [batch for batch, _ in zip(data.train_dataloader(), range(count), strict=False)]
 
 

@@ -39,6 +39,7 @@ from harness.compose import compose_config
 from harness.config import RunConfig, to_run_config
 from harness.data.assemble import data_module
 from harness.data.batch import Batch
+from harness.data.datamodule import DataModule
 from harness.data.extent import Extent
 from harness.memory.precision import checked_precision
 from harness.memory.prediction import GIB, Prediction, predict
@@ -70,6 +71,19 @@ def overrides(chosen: list[str], tiny: bool) -> list[str]:
     return [*TABLE["common"], f"data.train={CAPTIONS}/train.jsonl", "data.workers=8", *chosen[1:], *last]
 
 
+def prepared(config: RunConfig, total_steps: int, tiny: bool) -> DataModule:
+    """Returns a run's data, ready to hand out batches, with images as a released checkpoint takes them."""
+    processor = load_processor(config.model)
+    if not tiny:
+        processor.vision_side = VISION_SIDE
+    processor.image_processor.size = {"shortest_edge": 65536, "longest_edge": 16777216}
+    data = data_module(config, processor)
+    data.prepare()
+    data.total_steps = total_steps
+    data.trainer = SimpleNamespace(world_size=1, global_rank=0)  # type: ignore[assignment]
+    return data
+
+
 class Batches:
     """Packed batches of the captions, made once for each layout."""
 
@@ -89,14 +103,7 @@ class Batches:
         return self._made[layout]
 
     def _make(self, config: RunConfig) -> list[Batch]:
-        processor = load_processor(config.model)
-        if not self._tiny:
-            processor.vision_side = VISION_SIDE
-        processor.image_processor.size = {"shortest_edge": 65536, "longest_edge": 16777216}
-        data = data_module(config, processor)
-        data.prepare()
-        data.total_steps = -(-3 // config.trainer.accumulate)
-        data.trainer = SimpleNamespace(world_size=1, global_rank=0)  # type: ignore[assignment]
+        data = prepared(config, -(-3 // config.trainer.accumulate), self._tiny)
         return list(data.train_dataloader())[:3]
 
 

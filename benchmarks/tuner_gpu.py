@@ -7,19 +7,16 @@ import statistics
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from memory_table import CAPTIONS, TINY, VISION_SIDE, Batches, Job, peaks, release
+from memory_table import CAPTIONS, TINY, Batches, Job, peaks, prepared, release
 
 from harness import registry
 from harness.compose import compose_config
 from harness.config import to_run_config
-from harness.data.assemble import data_module
 from harness.data.batch import Batch
 from harness.data.datamodule import DataModule
-from harness.model.processor import load_processor
 from harness.trainer.standard import training_device
 from harness.tuner.outlook import Outlook
 
@@ -43,7 +40,9 @@ class Bench:
         where = ["model.path=harness:tiny", f"data.train={CAPTIONS}/train.jsonl"]
         config = to_run_config(compose_config([*chosen, *where, *tiny]))
         device = training_device(config.trainer, 0)
-        self._data = self._data or self._module(config)
+        if self._data is None:
+            self._data = prepared(config, 3, self.shape == "tiny")
+            self._batches = list(self._data.train_dataloader())[:3]
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         peaks(device)
         began = time.perf_counter()
@@ -70,15 +69,3 @@ class Bench:
             "trainable_parameters": sum(p.numel() for p in job.model.parameters() if p.requires_grad),
             "peak_allocated_gib": peaks(device)["peak_allocated_gib"],
         }
-
-    def _module(self, config: Any) -> DataModule:
-        processor = load_processor(config.model)
-        if self.shape != "tiny":
-            processor.vision_side = VISION_SIDE
-        processor.image_processor.size = {"shortest_edge": 65536, "longest_edge": 16777216}
-        data = data_module(config, processor)
-        data.prepare()
-        data.total_steps = 3
-        data.trainer = SimpleNamespace(world_size=1, global_rank=0)  # type: ignore[assignment]
-        self._batches = list(data.train_dataloader())[:3]
-        return data

@@ -8,7 +8,7 @@ from harness.errors import reject
 
 @dataclass(kw_only=True, slots=True)
 class QuantConfig:
-    """Shared fields; a method extends it by fields only, and by `bits_per_weight`, which needs no weights."""
+    """Shared fields; a method extends it by fields, and by `bytes_of`, which needs no weights."""
 
     changes_base: ClassVar[bool] = True
     """Whether frozen weights are no more those of the checkpoint."""
