@@ -157,6 +157,7 @@ class Job:
         """
         self.config, self.device, self.batches = config, device, batches
         loaded = load(shape, config, device)
+        registry.build("memory/quant", config.memory.quant, loaded.model, device)
         policy = registry.build("freeze", config.freeze, loaded.model)
         outlook = outlook or Outlook(1000, lambda *_: iter(()), device, Path("start.safetensors"))
         self.tuned: Tuned = registry.build("tuner", config.tuner, loaded, policy, outlook)
@@ -305,6 +306,7 @@ def attempt(chosen: list[str], batches: Batches, tiny: bool) -> Entry:
     entry["versions"] = {"torch": torch.__version__, "transformers": transformers.__version__}
     try:
         job = Job("tiny" if tiny else chosen[0], config, batches.of(config), device)
+        peaks(device)  # A run reads weights that it will quantise to the host.
         entry |= described(job)
         entry |= measure(job)
     except Exception as error:

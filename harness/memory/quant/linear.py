@@ -134,10 +134,11 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_TE: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         """Returns dy W, (T, D)."""
-        nothing = (None,) * (2 + len(ctx.saved_tensors))
+        tensors = ctx.saved_tensors  # Once: checkpointing refuses a second look.
+        nothing = (None,) * (2 + len(tensors))
         if not ctx.needs_input_grad[0]:
             return None, *nothing
-        weight_ED = ctx.codec.weight(ctx.saved_tensors, ctx.dtype, grad_TE)
+        weight_ED = ctx.codec.weight(tensors, ctx.dtype, grad_TE)
         return (grad_TE.to(ctx.dtype) @ weight_ED).to(ctx.x_dtype), *nothing
 
 
