@@ -154,7 +154,7 @@ def _changes(config: RunConfig, fit: Fit) -> Iterator[tuple[str, RunConfig, Exte
     """Yields changes of a config, the least first: policy, optimiser, length, tuner, and these together."""
     full, names = getattr(config.tuner, "is_full", False), registry.names("optim")
     yield "", config, fit.extent
-    if full and config.optim.state_bytes > 4 and "adamw_8bit" in names:
+    if full and config.optim.name == "adamw" and "adamw_8bit" in names:
         small = _optim(config)
         yield "optim=adamw_8bit", small, fit.extent
     for factor in _SHORTER:

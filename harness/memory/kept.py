@@ -157,7 +157,9 @@ def _trace(layer: nn.Module, arguments: Arguments, dtype: torch.dtype, compiled:
     if compiled:
         surplus = COMPILED_SURPLUS if _trains_products(layer, hidden.shape[-1]) else ADAPTED_SURPLUS
         none = min(none, full + int(surplus * products.all))
-    return Kept(max(none, full), min(full + products.kept, max(none, full)), full)
+    # A compiled layer keeps no product that nothing looks at again: its last one only becomes the layer's result.
+    selective = products.kept if compiled else full + products.kept
+    return Kept(max(none, full), min(max(selective, full), max(none, full)), full)
 
 
 @contextmanager

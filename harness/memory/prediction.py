@@ -18,6 +18,7 @@ from harness.data.extent import Extent
 from harness.memory.kept import Kept
 from harness.memory.quant.linear import quantized_layers
 from harness.model.loss import CHUNK, is_frozen_matrix
+from harness.optim.config import OptimConfig
 
 GIB = 2**30
 SPARE = 1.05
@@ -64,6 +65,8 @@ class Fixed:
     head: int
     backward: int
     """Gradients of one layer's activations."""
+    update: int = 0
+    """What the optimiser makes for its update, when activations are freed."""
 
 
 class Sizes(NamedTuple):
@@ -95,7 +98,7 @@ class Prediction:
 
 
 def fixed(
-    model: nn.Module, base: PreTrainedModel, extent: Extent, state_bytes: float, processes: int, compiled: bool = False
+    model: nn.Module, base: PreTrainedModel, extent: Extent, optim: OptimConfig, processes: int, compiled: bool = False
 ) -> Fixed:
     """Returns what weights, optimiser and head take.
 
@@ -103,18 +106,18 @@ def fixed(
         model: The tuned model: its parameters, and which of them train.
         base: The Qwen3-VL inside.
         extent: The largest micro-batch.
-        state_bytes: Of the optimiser, for each trained weight.
+        optim: The optimiser's config.
         processes: More than one keep their gradients twice, in buckets too.
         compiled: Whether layers and head are compiled.
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
-    gradients = sum(p.nbytes for p in trained) * (2 if processes > 1 else 1)
-    state = int(sum(p.numel() for p in trained) * state_bytes)
+    held = optim.footprint([(name, p) for name, p in model.named_parameters() if p.requires_grad])
+    gradients = int(held.gradients) * (2 if processes > 1 else 1)
     text: Any = base.config.get_text_config()
     head = min(extent.supervised, CHUNK) * text.vocab_size * _head_bytes(base, compiled)
     backward = extent.tokens * (8 * text.hidden_size + 6 * text.intermediate_size)
     weights = sum(p.nbytes for p in model.parameters()) + sum(m.side_bytes for _, m in quantized_layers(model))
-    return Fixed(weights, gradients, state, _images(base, extent), head, backward)
+    images = _images(base, extent)
+    return Fixed(weights, gradients, int(held.state), images, head, backward, int(held.update))
 
 
 def _head_bytes(base: PreTrainedModel, compiled: bool) -> int:
@@ -150,14 +153,14 @@ def predict(plan: Plan, fixed: Fixed, layers: list[Kept], blocks: list[Kept]) ->
     again = max((layer.none for layer in below), default=0) if plan.checkpointing != "none" else 0
     # Checkpointed layers come last in the backward pass: the others have freed what they kept.
     kept = held + seen + sum(layer.none for layer in above)
-    peak = max(kept + fixed.head, kept + fixed.backward, held + seen + again + fixed.backward)
+    peak = max(kept + fixed.head, kept + fixed.backward, held + seen + again + fixed.backward, fixed.update)
     parts = {
         "weights": fixed.weights,
         "gradients": fixed.gradients,
         "optimizer": fixed.optimizer,
         "images": fixed.images,
         "activations": min(kept, peak),
-        "head or backward pass": max(peak - kept, 0),
+        "head, backward pass or update": max(peak - kept, 0),
     }
     return Prediction(plan, {name: size / GIB for name, size in parts.items()})
 

@@ -94,7 +94,7 @@ def sizes_of(config: RunConfig, tuned: Tuned, extent: Extent, device: torch.devi
     base = tuned.base
     layers = kept_by_layers(base, extent, device, dtype, compiled)
     blocks = kept_by_blocks(base, extent, device, dtype, compiled) if vit_keeps(base) else []
-    constant = fixed(tuned.model, base, extent, config.optim.state_bytes, config.trainer.world_size, compiled)
+    constant = fixed(tuned.model, base, extent, config.optim, config.trainer.world_size, compiled)
     if (saves := getattr(config.memory, "saved_bytes", None)) is not None:
         constant = replace(constant, weights=constant.weights - saves(base))
     return Sizes(constant, layers, blocks)

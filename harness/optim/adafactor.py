@@ -11,13 +11,15 @@ zero, so its rate would be a thousandth of `optim.lr`.
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import reject
 from harness.optim.config import OptimConfig, check_betas
 from harness.registry import register
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from harness.optim.adafactor_optimizer import Adafactor
 
 EPS = (1e-30, 1e-3)
@@ -28,8 +30,6 @@ EPS = (1e-30, 1e-3)
 class AdafactorConfig(OptimConfig):
     """Adafactor: its state is a few thousandths of AdamW's, without beta1."""
 
-    state_bytes: ClassVar[float] = 4.0
-    """Bound: the momentum; the second moment is two vectors a matrix."""
     name: str = "adafactor"
     beta1: float | None = None
     """Decay of a running mean of updates, in [0, 1). null: none, which saves a copy of what trains."""
@@ -49,6 +49,12 @@ class AdafactorConfig(OptimConfig):
             raise reject("optim.decay_rate", self.decay_rate, "must be below 0")
         if not 0 < self.clip_threshold < math.inf:
             raise reject("optim.clip_threshold", self.clip_threshold, "must be above 0")
+
+    def state_of(self, name: str, parameter: "nn.Parameter") -> float:
+        """Returns the bytes of a row and a column for each matrix, and of the momentum, if there is one."""
+        *stacked, rows, columns = (1, 1, *parameter.shape)
+        moment = math.prod(stacked) * (rows + columns) if parameter.ndim > 1 else columns
+        return 4 * moment + (0 if self.beta1 is None else parameter.nbytes)
 
 
 @register("optim", AdafactorConfig)

@@ -6,7 +6,7 @@ here, where the paper's stable embedding adds a norm as well, which a trained mo
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from harness.optim.eight_bit import EightBitConfig, make
 from harness.registry import register
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 class AdamW8bitConfig(EightBitConfig):
     """AdamW with a quarter of the state; needs bitsandbytes."""
 
-    state_bytes: ClassVar[float] = 2.1
-    """Two running means in a byte each, with their scales."""
     name: str = "adamw_8bit"
 
 

@@ -2,10 +2,14 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.errors import reject
+from harness.optim.footprint import Footprint, Trained
 from harness.optim.schedule import ScheduleConfig
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(kw_only=True, slots=True)
@@ -23,9 +27,6 @@ class OptimConfig:
     """Whether some of what trains gets no gradient in a step, which several processes have to be told."""
     rewrites_gradients: ClassVar[bool] = False
     """Whether a step leaves something else in the place of gradients, so that nothing may read them after it."""
-
-    state_bytes: ClassVar[float] = 8.0
-    """Bytes of state for each trained weight, or a bound on them: two running means in float32."""
 
     lr: float | None = None
     """Peak learning rate. None: 1e-4 when adapters train, 1e-5 for full fine-tuning."""
@@ -54,6 +55,14 @@ class OptimConfig:
             raise reject("optim.weight_decay", self.weight_decay, "must be 0 or more")
         if self.max_grad_norm is not None and not 0 <= self.max_grad_norm < math.inf:
             raise reject("optim.max_grad_norm", self.max_grad_norm, "must be above 0, or null for no clipping")
+
+    def footprint(self, trained: Trained) -> Footprint:
+        """Returns what gradients and state will take."""
+        return Footprint(sum(p.nbytes for _, p in trained), sum(self.state_of(*item) for item in trained))
+
+    def state_of(self, name: str, parameter: "nn.Parameter") -> float:
+        """Returns the bytes of state for a parameter: two running means of its type."""
+        return 2 * parameter.nbytes
 
 
 def check_betas(*betas: tuple[str, float]) -> None:

@@ -7,7 +7,13 @@ from harness.errors import UserError, reject
 from harness.optim.adam import AdamConfig
 
 if TYPE_CHECKING:
+    from torch import nn
     from torch.optim import Optimizer
+
+EMBEDDINGS = ("embed_tokens", "pos_embed", "lm_head")
+"""Modules whose rows get gradients rarely and unevenly: section 2.3 of the paper keeps them at 32 bits."""
+_BYTES = 2 * (1 + 4 / 256)
+"""Two running means in a byte each, with their scales."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -22,6 +28,16 @@ class EightBitConfig(AdamConfig):
         AdamConfig.__post_init__(self)
         if self.min_8bit_size < 0:
             raise reject("optim.min_8bit_size", self.min_8bit_size, "must be 0 or more")
+
+    def state_of(self, name: str, parameter: "nn.Parameter") -> float:
+        """Returns the bytes of two running means, in 8 bits or in 32."""
+        small = parameter.numel() < self.min_8bit_size or is_embedding(name)
+        return (8 if small else _BYTES) * parameter.numel()
+
+
+def is_embedding(name: str) -> bool:
+    """Says whether a parameter is one of those that keep 32 bits."""
+    return any(part in EMBEDDINGS for part in name.split("."))
 
 
 def make(name: str, config: EightBitConfig, groups: list[dict[str, Any]], *, paged: bool) -> "Optimizer":

@@ -5,8 +5,7 @@ from typing import Any
 from bitsandbytes.optim import AdamW
 from torch import Tensor
 
-EMBEDDINGS = ("embed_tokens", "pos_embed", "lm_head")
-"""Modules whose rows get gradients rarely and unevenly: section 2.3 of the paper keeps them at 32 bits."""
+from harness.optim.eight_bit import is_embedding
 
 
 class EightBitAdamW(AdamW):
@@ -27,8 +26,7 @@ class EightBitAdamW(AdamW):
     def get_config(self, gindex: int, pindex: int, group: dict[str, Any]) -> dict[str, Any]:
         """Returns the settings of one parameter."""
         config = super().get_config(gindex, pindex, group)
-        is_embedding = any(part in EMBEDDINGS for part in group["param_names"][pindex].split("."))
-        return config | {"optim_bits": 32} if is_embedding else config
+        return config | {"optim_bits": 32} if is_embedding(group["param_names"][pindex]) else config
 
     def load_state_dict(self, state_dict: dict[str, Any], move_to_device: bool = True) -> None:
         """Takes what `state_dict` returned; the first step after it pages anew."""

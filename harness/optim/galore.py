@@ -15,6 +15,8 @@ from harness.optim.projected import ProjectedConfig
 from harness.registry import register
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from harness.optim.targeted_adamw import TargetedAdamW
 
 
@@ -36,6 +38,14 @@ class GaloreConfig(ProjectedConfig):
     proj_type: ProjectionType = ProjectionType.std
     """std projects the short side and saves most, reverse_std the long one, left the rows, right the columns, full
     both sides."""
+
+    def target_state(self, target: "nn.Parameter") -> float:
+        """Returns the bytes of a target's bases, and of Adam's moments in their coordinates."""
+        from harness.optim.galore_rule import sides_of
+        from harness.optim.projection import num_values
+
+        bases, low = num_values(target, self.rank, sides_of(self.proj_type, target))
+        return target.itemsize * bases + 8 * low
 
 
 @register("optim", GaloreConfig)

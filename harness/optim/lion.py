@@ -11,6 +11,8 @@ from harness.optim.config import OptimConfig, check_betas
 from harness.registry import register
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from harness.optim.lion_optimizer import Lion
 
 
@@ -18,9 +20,7 @@ if TYPE_CHECKING:
 class LionConfig(OptimConfig):
     """Lion: every value moves by the learning rate, which is to be 3 to 10 times lower than AdamW's."""
 
-    state_bytes: ClassVar[float] = 4.0
     elementwise: ClassVar[bool] = True
-    """One running mean."""
     name: str = "lion"
     beta1: float = 0.9
     """Weight of the running mean against the gradient in the update, in [0, 1)."""
@@ -31,6 +31,10 @@ class LionConfig(OptimConfig):
         """Checks ranges."""
         OptimConfig.__post_init__(self)
         check_betas(("beta1", self.beta1), ("beta2", self.beta2))
+
+    def state_of(self, name: str, parameter: "nn.Parameter") -> float:
+        """Returns the bytes of one running mean."""
+        return parameter.nbytes
 
 
 @register("optim", LionConfig)

@@ -1,10 +1,25 @@
 """The update of Lion; formula and paper are in `harness.optim.lion`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
+
+_PART = 2**27
+"""Values that are updated together: the direction of all of a model would take as much memory as its gradients."""
+
+
+def in_parts(parameters: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """Yields parameters in order, as many together as have no more values than `_PART`, and at least one."""
+    part: list[torch.Tensor] = []
+    for parameter in parameters:
+        if part and sum(p.numel() for p in part) + parameter.numel() > _PART:
+            yield part
+            part = []
+        part.append(parameter)
+    if part:
+        yield part
 
 
 class Lion(Optimizer):
@@ -22,8 +37,7 @@ class Lion(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            active = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if active:
+            for active in in_parts([parameter for parameter in group["params"] if parameter.grad is not None]):
                 self._update(group, active)
         return loss
 

@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.errors import reject
 from harness.optim.adam import AdamConfig
+from harness.optim.footprint import Footprint, Trained
 from harness.registry import register
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from harness.optim.lisa_optimizer import Lisa
 
 log = logging.getLogger(__name__)
@@ -57,6 +60,29 @@ class LisaConfig(AdamConfig):
         if self.seed < 0:
             raise reject("optim.seed", self.seed, "must be 0 or more")
 
+    def footprint(self, trained: Trained) -> Footprint:
+        """Returns what takes turns by the share of layers that are active; with kept states, all of these."""
+        layers = layers_of(trained)
+        turns = [item for items in layers.values() for item in items]
+        names = {name for name, _ in turns}
+        always = AdamConfig.footprint(self, [item for item in trained if item[0] not in names])
+        share = min(self.activated_layers / max(len(layers), 1), 1.0)
+        active = AdamConfig.footprint(self, turns)
+        kept = 1.0 if self.layer_state is LayerState.keep else share
+        return Footprint(always.gradients + share * active.gradients, always.state + kept * active.state)
+
+
+def layers_of(trained: Trained) -> dict[int, list[tuple[str, "nn.Parameter"]]]:
+    """Returns what trains in the layers of the LLM, by their numbers."""
+    from harness.optim.depth import layer_of
+
+    layers: dict[int, list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in trained:
+        layer = layer_of(name)
+        if layer is not None and layer[0].value == "llm":
+            layers.setdefault(layer[1], []).append((name, parameter))
+    return layers
+
 
 @register("optim", LisaConfig)
 def build(config: LisaConfig, groups: list[dict[str, Any]]) -> "Lisa":
@@ -70,14 +96,10 @@ def build(config: LisaConfig, groups: list[dict[str, Any]]) -> "Lisa":
         UserError: As many layers or fewer train than are to be active.
     """
     from harness.optim.adamw import choose_kernel
-    from harness.optim.depth import layer_of
     from harness.optim.lisa_optimizer import Lisa
 
-    layers: dict[int, list[Any]] = {}
-    for name, parameter in (item for group in groups for item in group["params"]):
-        layer = layer_of(name)
-        if layer is not None and layer[0].value == "llm":
-            layers.setdefault(layer[1], []).append(parameter)
+    named = layers_of([item for group in groups for item in group["params"]])
+    layers = {number: [parameter for _, parameter in items] for number, items in named.items()}
     if config.activated_layers >= len(layers):
         remedy = f"{len(layers)} layers of the LLM train in all; give fewer" if layers else "no layer of the LLM trains"
         raise reject("optim.activated_layers", config.activated_layers, f"{remedy}, or use optim=adamw")

@@ -57,6 +57,10 @@ class MuonConfig(AdamConfig):
         if not 1 <= self.ns_steps < 100:
             raise reject("optim.ns_steps", self.ns_steps, "must be 1 to 99")
 
+    def state_of(self, name: str, parameter: "nn.Parameter") -> float:
+        """Returns the bytes of one running mean, or of AdamW's two."""
+        return (1 if is_hidden(name, parameter) else 2) * parameter.nbytes
+
 
 @register("optim", MuonConfig)
 def build(config: MuonConfig, groups: list[dict[str, Any]]) -> "Optimizer":

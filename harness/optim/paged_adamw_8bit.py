@@ -5,23 +5,29 @@ pages to the CPU and back. On the CPU there is nothing to page: it is refused th
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import reject
 from harness.optim.eight_bit import EightBitConfig, make
 from harness.registry import register
 
 if TYPE_CHECKING:
+    from torch import nn
     from torch.optim import Optimizer
+
+PAGED = 100_000
+"""Values of a parameter from which on bitsandbytes pages its running means."""
 
 
 @dataclass(kw_only=True, slots=True)
 class PagedAdamW8bitConfig(EightBitConfig):
     """adamw_8bit whose state makes room on the GPU when a step needs it; needs bitsandbytes and a GPU."""
 
-    state_bytes: ClassVar[float] = 2.1
-    """Two running means in a byte each, with their scales."""
     name: str = "paged_adamw_8bit"
+
+    def state_of(self, name: str, parameter: "nn.Parameter") -> float:
+        """Returns the bytes of running means that cannot leave the GPU."""
+        return 0 if parameter.numel() >= PAGED else EightBitConfig.state_of(self, name, parameter)
 
 
 @register("optim", PagedAdamW8bitConfig)

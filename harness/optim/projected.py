@@ -2,10 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.errors import reject
 from harness.optim.adam import AdamConfig
+from harness.optim.footprint import Footprint, Trained
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(kw_only=True, slots=True)
@@ -44,3 +48,21 @@ class ProjectedConfig(AdamConfig):
                 "the global norm is known only after the backward pass, in which optim.per_parameter already updates; "
                 "set optim.max_grad_norm=null",
             )
+
+    def footprint(self, trained: Trained) -> Footprint:
+        """Returns what gradients and state will take; per parameter, the largest target alone has a gradient.
+
+        Raises:
+            UserError: As for `choose_targets`.
+        """
+        from harness.optim.projected_target import choose_targets
+
+        targets = choose_targets([{"params": list(trained)}], self)
+        others = AdamConfig.footprint(self, [(name, p) for name, p in trained if p not in targets])
+        gradients = [target.nbytes for target in targets]
+        held = max(gradients) if self.per_parameter else sum(gradients)
+        return Footprint(others.gradients + held, others.state + sum(map(self.target_state, targets)))
+
+    def target_state(self, target: "nn.Parameter") -> float:
+        """Returns the bytes of a target's state: Adam's moments in float32 on the side that is projected."""
+        return 8 * self.rank * target.numel() // min(target.shape[-2:])

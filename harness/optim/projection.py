@@ -4,6 +4,7 @@ Shapes may have leading dimensions, for weights that stack the matrices of exper
 (m x r or n x r), or independent normal ones of variance 1 / r.
 """
 
+import math
 import random
 from collections.abc import Mapping
 
@@ -65,6 +66,14 @@ def project_back(low: Tensor, bases: Mapping[str, Tensor]) -> Tensor:
     if "left" in bases:
         matrix = bases["left"] @ matrix
     return matrix @ bases["right"].mT if "right" in bases else matrix
+
+
+def num_values(gradient: Tensor, rank: int, sides: tuple[str, ...]) -> tuple[int, int]:
+    """Returns how many numbers the bases have, and how many a gradient (m x n) in their coordinates."""
+    *stacked, m, n = gradient.shape
+    size = {"left": m, "right": n}
+    low = [rank if side in sides else size[side] for side in size]
+    return math.prod(stacked) * rank * sum(size[side] for side in sides), math.prod((*stacked, *low))
 
 
 def seed_of(*parts: object) -> int:

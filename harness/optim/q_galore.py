@@ -22,6 +22,8 @@ from harness.optim.projected import ProjectedConfig
 from harness.registry import register
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from harness.optim.targeted_adamw import TargetedAdamW
 
 
@@ -62,6 +64,17 @@ class QGaloreConfig(ProjectedConfig):
             raise reject("optim.cos_threshold", self.cos_threshold, "must be 0 to 1")
         if not 1 <= self.gamma_proj < math.inf:
             raise reject("optim.gamma_proj", self.gamma_proj, "must be 1 or more")
+
+    def target_state(self, target: "nn.Parameter") -> float:
+        """Returns the bytes of a target's bases, and of Adam's moments in their coordinates."""
+        from harness.optim.galore_rule import sides_of
+        from harness.optim.projection import num_values
+        from harness.optim.quantize import MOMENT_GROUP
+
+        bases, low = num_values(target, self.rank, sides_of(self.proj_type, target))
+        packed = self.proj_bits / 8 + 8 / self.proj_group_size
+        moments = 2 * (1 + 4 / MOMENT_GROUP) if self.quantize_state else 8
+        return (packed if self.proj_quant else target.itemsize) * bases + moments * low
 
 
 @register("optim", QGaloreConfig)

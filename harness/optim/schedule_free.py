@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.errors import reject
 from harness.optim.config import OptimConfig, check_betas, check_eps
+from harness.optim.footprint import Footprint, Trained
 from harness.optim.schedule import ScheduleConfig, ScheduleName
 from harness.registry import register
 
@@ -53,6 +54,11 @@ class ScheduleFreeConfig(OptimConfig):
         if self.schedule.name not in ALLOWED:
             remedy = "schedule_free needs a rate that does not decay: use constant or constant_with_warmup"
             raise reject("optim.schedule.name", self.schedule.name.name, remedy)
+
+    def footprint(self, trained: Trained) -> Footprint:
+        """Returns what gradients and state will take, and the direction that the library makes of all weights."""
+        found = OptimConfig.footprint(self, trained)
+        return found._replace(update=found.gradients)
 
 
 @register("optim", ScheduleFreeConfig)

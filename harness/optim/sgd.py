@@ -12,6 +12,7 @@ from harness.optim.config import OptimConfig, check_betas
 from harness.registry import register
 
 if TYPE_CHECKING:
+    from torch import nn
     from torch.optim import SGD
 
 
@@ -19,9 +20,7 @@ if TYPE_CHECKING:
 class SgdConfig(OptimConfig):
     """Plain or momentum SGD. Steps are as long as gradients are: it wants a rate of its own, far above AdamW's."""
 
-    state_bytes: ClassVar[float] = 4.0
     elementwise: ClassVar[bool] = True
-    """The momentum."""
     name: str = "sgd"
     weight_decay: float = 0.1
     """L2 penalty of matrices: this times the weights is added to their gradient. Vectors never decay."""
@@ -36,6 +35,10 @@ class SgdConfig(OptimConfig):
         check_betas(("momentum", self.momentum))
         if self.nesterov and not self.momentum:
             raise reject("optim.nesterov", "true", "has no effect with optim.momentum=0; set one of the two")
+
+    def state_of(self, name: str, parameter: "nn.Parameter") -> float:
+        """Returns the bytes of the momentum, if there is one."""
+        return parameter.nbytes if self.momentum else 0
 
 
 @register("optim", SgdConfig)

@@ -103,9 +103,10 @@ def _fits(trainer: lightning.Trainer, module: TrainingModule, batch: Batch) -> s
 @contextmanager
 def _held_state(trainer: lightning.Trainer, module: TrainingModule) -> Iterator[None]:
     """Holds as much of the GPU as the optimiser's state will take, where it has none yet."""
-    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     has_state = any(optimizer.state for optimizer in trainer.optimizers)
-    size = 0 if has_state or module.device.type != "cuda" else int(trained * module.config.optim.state_bytes)
+    is_needed = module.device.type == "cuda" and not has_state
+    size = int(module.config.optim.footprint(trained).state) if is_needed else 0
     held = torch.empty(size, dtype=torch.uint8, device=module.device)
     yield
     del held

@@ -136,3 +136,43 @@ def test_rates_and_decay_of_each_parameter_are_those_of_its_group(start, name):
         assert group["param_names"][next(i for i, p in enumerate(group["params"]) if p is parameter)] == full_name
     # Or fp16's norm would be measured and clipped on scaled gradients.
     assert not getattr(optimizer, "_step_supports_amp_scaling", False)
+
+
+def held(value):
+    """Yields the tensors in a state; counts of steps are left out, and what is there for all is there once."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from held(item) if key != "step" else ()
+    elif isinstance(value, torch.Tensor):
+        yield value
+
+
+@pytest.mark.parametrize(
+    ("name", "choice"),
+    [
+        *((item.values[0], []) for item in OPTIMIZERS if "8bit" not in item.values[0]),
+        pytest.param("adamw_8bit", [], marks=with_library),
+        ("adamw", ["tuner.dtype=bfloat16"]),
+        ("adafactor", ["optim.beta1=0.9"]),
+        ("lisa", ["optim.layer_state=keep"]),
+        ("sgd", ["optim.momentum=0"]),
+        ("galore", ["tuner.dtype=bfloat16"]),
+        ("galore", ["optim.proj_type=full"]),
+        ("galore", ["optim.proj_type=reverse_std", "optim.with_embedding=true"]),
+        ("q_galore", ["optim.quantize_state=false", "optim.proj_quant=true"]),
+        ("apollo", ["optim.rank=1", "optim.scale_type=tensor"]),
+    ],
+)
+def test_bytes_of_state_and_gradients_are_those_foretold(start, make_config, make_batch, name, choice):
+    run = start(name, *choice)
+    trained = [
+        (n, p) for group in run[1].param_groups for n, p in zip(group["param_names"], group["params"], strict=True)
+    ]
+    config = make_config("tuner=full", "freeze=none", f"optim={name}", *OPTIONS.get(name, []), *choice).optim
+    foretold = config.footprint(trained)
+    # LISA's layers have all had their turn where their state is kept.
+    train(run, make_batch(0, 1), 23 if "optim.layer_state=keep" in choice else 1)
+    optimizers = getattr(run[1], "optimizers", [run[1]])
+    states = {t.data_ptr(): t.nbytes for optimizer in optimizers for t in held(dict(optimizer.state))}
+    assert sum(states.values()) == pytest.approx(foretold.state, rel=0.02, abs=4096)
+    assert foretold.gradients == sum(p.grad.nbytes for _, p in trained if p.grad is not None)
