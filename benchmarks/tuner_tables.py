@@ -12,6 +12,7 @@ from tables import card, failure, fill, markdown, read_json
 KEPT = (
     *("key", "table", "method", "phase", "lr", "seed", "overrides", "status", "error", "val", "trainable_parameters"),
     *("tokens_per_s", "wall_time_s", "peak_allocated_gib", "peak_rss_gib", "cpu_time_s", "device"),
+    "start_s",
 )
 TABLES = ("digits", "gpu", "optimizers")
 Entry = dict[str, Any]
@@ -29,8 +30,8 @@ def render(results: Sequence[Path], table: dict[str, Any], docs: Path) -> None:
     entries = {name: load(docs / "results" / f"tuners_{name}.json") for name in TABLES}
     parts = {
         "methods": methods(table["methods"], entries["gpu"], "method"),
-        "variants": methods(table["methods"], entries["gpu"], "variant"),
-        "optimizers": optimizers(table["optimizers"], entries["optimizers"]),
+        "variants": methods(table["methods"], entries["gpu"], "variant") + starts(table["methods"], entries["gpu"]),
+        "optimizers": optimizers(table["optimizers"], [*adamw(entries["gpu"]), *entries["optimizers"]]),
         "digits": digits(table, entries["digits"]),
     }
     fill(docs / "tuners.md", parts)
@@ -42,7 +43,10 @@ def store(results: Sequence[Path], folder: Path) -> None:
     lines = [json.loads(line) for path in results for line in path.read_text(encoding="utf-8").splitlines()]
     for name in TABLES:
         path = folder / f"tuners_{name}.json"
-        merged = {entry["key"]: entry for entry in [*load(path), *(line for line in lines if line["table"] == name)]}
+        # On a GPU a method has one row, the latest; on digits one for each rate and seed.
+        identity = "key" if name == "digits" else "method"
+        found = [*load(path), *(line for line in lines if line["table"] == name)]
+        merged = {entry[identity]: entry for entry in found}
         kept = [{key: entry.get(key) for key in KEPT} for _, entry in sorted(merged.items())]
         if kept:
             path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
@@ -64,6 +68,18 @@ def methods(table: dict[str, Any], measured: list[Entry], group: str) -> str:
             head = [method.get("label", name), f"`{overrides}`", paper(method["paper"]), f"`{method['formula']}`"]
             rows.append([*head, *speed(by_method.get(name)), method["when"]])
     return markdown(header, rows) + machines(measured)
+
+
+def starts(table: dict[str, Any], measured: list[Entry]) -> str:
+    """Says how long methods take before their first step, where it is more than a few seconds."""
+    slow = [(table[entry["method"]].get("label", entry["method"]), entry.get("start_s") or 0) for entry in measured]
+    named = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in slow if seconds > 5)
+    return f"\nBuilt on 4B, with what is made from weights or data: {named}; others within 5 s.\n" if named else ""
+
+
+def adamw(measured: list[Entry]) -> list[Entry]:
+    """Returns the row of AdamW, which is what full training takes by default."""
+    return [entry | {"method": "adamw"} for entry in measured if entry["method"] == "full"]
 
 
 def optimizers(table: dict[str, list[str]], measured: list[Entry]) -> str:

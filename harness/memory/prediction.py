@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from harness.data.extent import Extent
 from harness.memory.kept import Kept
 from harness.memory.quant.linear import quantized_layers
+from harness.memory.strategy.config import Bytes, Model, StrategyConfig
 from harness.model.loss import CHUNK, is_frozen_matrix
 from harness.optim.config import OptimConfig
 
@@ -98,7 +99,14 @@ class Prediction:
 
 
 def fixed(
-    model: nn.Module, base: PreTrainedModel, extent: Extent, optim: OptimConfig, processes: int, compiled: bool = False
+    model: nn.Module,
+    base: PreTrainedModel,
+    extent: Extent,
+    optim: OptimConfig,
+    strategy: StrategyConfig,
+    processes: int,
+    compiled: bool = False,
+    saved: int = 0,
 ) -> Fixed:
     """Returns what weights, optimiser and head take.
 
@@ -107,17 +115,26 @@ def fixed(
         base: The Qwen3-VL inside.
         extent: The largest micro-batch.
         optim: The optimiser's config.
-        processes: More than one keep their gradients twice, in buckets too.
+        strategy: Of the processes.
+        processes: Their number.
         compiled: Whether layers and head are compiled.
+        saved: Bytes by which weights will still shrink.
     """
-    held = optim.footprint([(name, p) for name, p in model.named_parameters() if p.requires_grad])
-    gradients = int(held.gradients) * (2 if processes > 1 else 1)
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    needs = optim.footprint(trained)
     text: Any = base.config.get_text_config()
     head = min(extent.supervised, CHUNK) * text.vocab_size * _head_bytes(base, compiled)
     backward = extent.tokens * (8 * text.hidden_size + 6 * text.intermediate_size)
-    weights = sum(p.nbytes for p in model.parameters()) + sum(m.side_bytes for _, m in quantized_layers(model))
-    images = _images(base, extent)
-    return Fixed(weights, gradients, int(held.state), images, head, backward, int(held.update))
+    whole = Bytes(_bytes(model) - saved, needs.gradients, needs.state)
+    layers = [_bytes(layer) for layer in base.model.language_model.layers]
+    share = 1 - saved / _bytes(model)
+    split = Model(whole, sum(p.numel() for _, p in trained), share * max(layers), _bytes(model) - sum(layers))
+    weights, gradients, state = map(int, strategy.held(split, processes))
+    return Fixed(weights, gradients, state, _images(base, extent), head, backward, int(needs.update))
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(p.nbytes for p in module.parameters()) + sum(m.side_bytes for _, m in quantized_layers(module))
 
 
 def _head_bytes(base: PreTrainedModel, compiled: bool) -> int:

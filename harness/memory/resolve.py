@@ -15,6 +15,7 @@ from harness.memory.config import AUTO, MemoryConfig
 from harness.memory.kept import kept_by_blocks, kept_by_layers
 from harness.memory.precision import checked_precision
 from harness.memory.prediction import GIB, Plan, Prediction, Sizes, fixed, plans, predict
+from harness.memory.quant.replace import saved_bytes
 from harness.tuner.tuned import Tuned
 
 log = logging.getLogger(__name__)
@@ -94,10 +95,10 @@ def sizes_of(config: RunConfig, tuned: Tuned, extent: Extent, device: torch.devi
     base = tuned.base
     layers = kept_by_layers(base, extent, device, dtype, compiled)
     blocks = kept_by_blocks(base, extent, device, dtype, compiled) if vit_keeps(base) else []
-    constant = fixed(tuned.model, base, extent, config.optim, config.trainer.world_size, compiled)
-    if (saves := getattr(config.memory, "saved_bytes", None)) is not None:
-        constant = replace(constant, weights=constant.weights - saves(base))
-    return Sizes(constant, layers, blocks)
+    saves, quant = getattr(config.memory, "saved_bytes", None), config.memory.quant
+    saved = (saves(base) if saves else 0) + (saved_bytes(base, quant) if quant.changes_base else 0)
+    strategy, processes = config.memory.strategy, config.trainer.world_size
+    return Sizes(fixed(tuned.model, base, extent, config.optim, strategy, processes, compiled, saved), layers, blocks)
 
 
 def plan_of(memory: MemoryConfig) -> Plan:

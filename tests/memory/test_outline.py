@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from harness import registry
 from harness.data.extent import Extent
 from harness.errors import UserError
 from harness.memory.outline import outline
@@ -45,3 +46,16 @@ def test_the_random_state_stays(make_config):
 def test_a_tuner_that_needs_weights_is_refused(make_config):
     with pytest.raises(UserError, match="tuner=boft: memory can not be predicted without weights"):
         outline(make_config("tuner=boft"))
+
+
+@pytest.mark.parametrize("tuner", ["lora", "dora"])
+def test_a_base_in_few_bits_is_foreseen(make_config, load_model, outlook, tuner):
+    pytest.importorskip("bitsandbytes", reason="extra quant")
+    config = make_config("memory/quant=bnb4", f"tuner={tuner}")
+    loaded = load_model(config.model)
+    registry.build("memory/quant", config.memory.quant, loaded.model, CPU)
+    policy = registry.build("freeze", config.freeze, loaded.model)
+    tuned = registry.build("tuner", config.tuner, loaded, policy, outlook)
+    bare, real = (sizes_of(config, item, EXTENT, CPU).fixed for item in (outline(config), tuned))
+    assert bare == real
+    assert real.weights < sizes_of(make_config(f"tuner={tuner}"), outline(config), EXTENT, CPU).fixed.weights

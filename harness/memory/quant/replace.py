@@ -5,6 +5,7 @@ The model is read to the host first, so that the device never holds it in its ow
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +83,25 @@ def linear_names(model: PreTrainedModel, config: QuantConfig) -> list[str]:
     if stacked := [name for name, p in model.named_parameters() if p.ndim == 3 and ".experts." in name]:
         log.warning("memory/quant: experts stay as they are: %s is no linear layer", stacked[0])
     return chosen
+
+
+def saved_bytes(model: PreTrainedModel, config: Any) -> int:
+    """Returns by how much smaller the weights of a model are to become, with any adapter in its modules; may be meta.
+
+    Args:
+        model: Not quantised yet; else nothing is left to save.
+        config: The method's, with `bytes_of`.
+
+    Raises:
+        UserError: As for `quantize`.
+    """
+    if next(quantized_layers(model), None) is not None:
+        return 0
+    layers = [model.get_submodule(name) for name in linear_names(model, config)]
+    # What an adapter has of linear layers trains.
+    frozen = [layer for layer in layers if isinstance(layer, nn.Linear) and not layer.weight.requires_grad]
+    held = (config.bytes_of(layer.out_features, layer.in_features, layer.weight.itemsize) for layer in frozen)
+    return sum(layer.weight.nbytes for layer in frozen) - sum(held)
 
 
 def _names(entry: str, name: str) -> bool:

@@ -1,7 +1,27 @@
 """What every strategy says of itself; rules across groups ask for it."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
+
+
+class Bytes(NamedTuple):
+    """What a model takes on one GPU, or would if nothing were split."""
+
+    weights: float
+    gradients: float
+    state: float
+    """Of the optimiser."""
+
+
+class Model(NamedTuple):
+    """What a strategy's share of a model depends on."""
+
+    whole: Bytes
+    trained_values: int
+    largest_layer: float
+    """Bytes of a decoder layer's weights."""
+    outside: float
+    """And of all that is in no layer."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -18,3 +38,8 @@ class StrategyConfig:
     """Whether the gradient scaler of fp16 works on what there is of the gradients."""
     reshards: ClassVar[bool] = True
     """Whether a run can go on from its checkpoints with another number of processes."""
+
+    def held(self, model: Model, processes: int) -> Bytes:
+        """Returns what each process has on its GPU: all of it, and gradients twice, in DDP's buckets too."""
+        whole = model.whole
+        return whole._replace(gradients=whole.gradients * (2 if processes > 1 else 1))

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from omegaconf import MISSING
 
 from harness.errors import reject
-from harness.memory.strategy.config import StrategyConfig
+from harness.memory.strategy.config import Bytes, Model, StrategyConfig
+from harness.memory.strategy.zero import OffloadConfig, build_json
 from harness.registry import register
 
 if TYPE_CHECKING:
@@ -47,6 +48,27 @@ class DeepspeedConfig(StrategyConfig):
     file: str = MISSING
     """JSON file. Batch size, accumulation, clipping, precision, optimiser and schedule are the run's own keys."""
 
+    def held(self, model: Model, processes: int) -> Bytes:
+        """Returns what the file's stage has with its other settings left at their defaults.
+
+        Raises:
+            UserError: The file can not be read.
+        """
+        from harness.memory.strategy.zero2 import Zero2Config
+        from harness.memory.strategy.zero3 import Zero3Config
+
+        section = read(Path(self.file)).get("zero_optimization", {})
+        on_host = {
+            key for key in ("optimizer", "param") if section.get(f"offload_{key}", {}).get("device", "none") != "none"
+        }
+        stage = section.get("stage", 0)
+        if stage == 3:
+            return Zero3Config(offload_optimizer="optimizer" in on_host, offload_param="param" in on_host).held(
+                model, processes
+            )
+        kind = Zero2Config if stage == 2 else OffloadConfig
+        return kind(offload_optimizer="optimizer" in on_host).held(model, processes if stage else 1)
+
 
 @register("memory/strategy", DeepspeedConfig)
 def build(config: DeepspeedConfig, ranks: "Ranks") -> "Parallel":
@@ -59,8 +81,6 @@ def build(config: DeepspeedConfig, ranks: "Ranks") -> "Parallel":
     Raises:
         UserError: The file can not be read, or says what the run's own keys say.
     """
-    from harness.memory.strategy.zero import build_json
-
     return build_json(read(Path(config.file)), ranks)
 
 

@@ -10,7 +10,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.errors import reject
-from harness.memory.strategy.config import StrategyConfig
+from harness.memory.strategy.config import Bytes, Model, StrategyConfig
 from harness.registry import register
 
 if TYPE_CHECKING:
@@ -50,6 +50,18 @@ class Fsdp2Config(StrategyConfig):
         """Checks ranges."""
         if self.shard_size is not None and self.shard_size < 1:
             raise reject("memory.strategy.shard_size", self.shard_size, "must be 1 or more, or null for all processes")
+
+    def held(self, model: Model, processes: int) -> Bytes:
+        """Returns a share of everything, and what is gathered: two layers and what is outside of them, or the model.
+
+        With `cpu_offload` only what is gathered is on the GPU.
+        """
+        size, whole = self.shard_size or processes, model.whole
+        gathered = model.outside + 2 * model.largest_layer if self.reshard_after_forward else whole.weights
+        if self.cpu_offload:
+            return Bytes(gathered, 0, 0)
+        gathered = gathered if size > 1 else 0
+        return Bytes(whole.weights / size + gathered, whole.gradients / size, whole.state / size)
 
 
 @register("memory/strategy", Fsdp2Config)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.errors import reject
-from harness.memory.strategy.config import StrategyConfig
+from harness.memory.strategy.config import Bytes, Model, StrategyConfig
 
 if TYPE_CHECKING:
     from harness.memory.strategy.parallel import Parallel, Ranks
@@ -38,6 +38,16 @@ class ZeroConfig(StrategyConfig):
             if getattr(self, key) < 1:
                 raise reject(f"memory.strategy.{key}", getattr(self, key), "must be 1 or more")
 
+    def held(self, model: Model, processes: int) -> Bytes:
+        """Returns what stage 1 has: weights and gradients in 16 bits, a share of the float32 copy and of the state.
+
+        Gradients of float32 weights are made in 16 bits too, and copied once by buckets of `reduce_bucket_size`.
+        """
+        values, whole = model.trained_values, model.whole
+        weights = whole.weights - max(whole.gradients - 2 * values, 0)
+        buckets = 2 * min(2 * self.reduce_bucket_size, 2 * values)
+        return Bytes(weights, 2 * values + buckets, (4 * values + whole.state) / processes)
+
 
 @dataclass(kw_only=True, slots=True)
 class OffloadConfig(ZeroConfig):
@@ -49,6 +59,11 @@ class OffloadConfig(ZeroConfig):
     """Folder on a fast disk for what is offloaded (ZeRO-Infinity, arXiv 2104.07857); null: the host's memory."""
     pin_memory: bool = False
     """Page-locked host memory for what is offloaded: faster copies, and nobody else can use it."""
+
+    def held(self, model: Model, processes: int) -> Bytes:
+        """Returns what stage 1 has, without copy and state where these are on the host."""
+        found = ZeroConfig.held(self, model, processes)
+        return found._replace(state=0) if self.offload_optimizer else found
 
 
 def build_stage(stage: int, config: ZeroConfig, ranks: "Ranks", **extra: Any) -> "Parallel":

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from harness.memory.strategy.config import Bytes, Model
 from harness.memory.strategy.zero import OffloadConfig, build_stage, offload
 from harness.registry import register
 
@@ -15,6 +16,12 @@ class Zero2Config(OffloadConfig):
     """Splits the optimiser's state and the gradients."""
 
     name: str = "zero2"
+
+    def held(self, model: Model, processes: int) -> Bytes:
+        """Returns what stage 1 has, with a share of the gradients."""
+        found = OffloadConfig.held(self, model, processes)
+        own = 2 * model.trained_values
+        return found._replace(gradients=found.gradients - own + own / processes)
 
 
 @register("memory/strategy", Zero2Config)

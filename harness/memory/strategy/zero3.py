@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.errors import reject
+from harness.memory.strategy.config import Bytes, Model
 from harness.memory.strategy.zero import OffloadConfig, build_stage, offload
 from harness.registry import register
 
@@ -44,6 +45,14 @@ class Zero3Config(OffloadConfig):
                 raise reject(f"memory.strategy.{key}", getattr(self, key), "must be 0 or more")
         if self.hpz_partition_size < 1:
             raise reject("memory.strategy.hpz_partition_size", self.hpz_partition_size, "must be 1 or more")
+
+    def held(self, model: Model, processes: int) -> Bytes:
+        """Returns what stage 2 has, with a share of the weights, and what is gathered at once."""
+        found, own = OffloadConfig.held(self, model, processes), 2 * model.trained_values
+        live = min(2 * self.max_live_parameters, model.outside + 2 * model.largest_layer)
+        copies = 1 / processes + (1 / self.hpz_partition_size if self.hpz_partition_size > 1 else 0)
+        weights = found.weights * (0 if self.offload_param else copies) + live
+        return Bytes(weights, found.gradients - own + own / processes, found.state)
 
 
 @register("memory/strategy", Zero3Config)

@@ -12,6 +12,7 @@ from harness.errors import UserError
 from harness.memory.kept import kept_by_layers
 from harness.memory.prediction import fixed
 from harness.memory.quant.linear import QuantLinear, quantized_layers, sizes
+from harness.memory.strategy.config import StrategyConfig
 from harness.model.forward import supervised_logits, supervised_loss
 from harness.optim.adamw import AdamWConfig
 from harness.tuner.own_format import attach, is_own
@@ -164,7 +165,7 @@ def test_activations_and_weights_are_predicted(make_quantized, make_tuned, quant
     assert sum(layer.none for layer in kept[0]) <= 1.05 * sum(layer.none for layer in kept[1])
     layers = dict(quantized_layers(tuned.model))
     saved = sum(4 * layer.in_features * layer.out_features - layer.nbytes for layer in layers.values())
-    weights = [fixed(t.model, t.base, extent, AdamWConfig(), 1).weights for t in (tuned, plain)]
+    weights = [fixed(t.model, t.base, extent, AdamWConfig(), StrategyConfig(), 1).weights for t in (tuned, plain)]
     assert weights[0] == weights[1] - saved
     assert sum(sizes(tuned.model).values()) == sum(p.numel() for p in plain.model.parameters())
 
