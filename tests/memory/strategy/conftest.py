@@ -68,7 +68,8 @@ class Group:
             free.bind(("127.0.0.1", 0))
             shared = {"MASTER_ADDR": "127.0.0.1", "MEETING_PORT": str(free.getsockname()[1])}
         shared |= {"WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks), "NODE_RANK": "0"}
-        shared |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        shared |= {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         logs = [self.home / f"rank{rank}.log" for rank in range(num_ranks)]
         processes = []
         for rank, log in enumerate(logs):

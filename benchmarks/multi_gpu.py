@@ -1,0 +1,188 @@
+"""Measures several GPUs of one machine against one of them, and writes what was measured into docs/scaling.md.
+
+    python benchmarks/bench.py prepare --only 4b_lora
+    python benchmarks/multi_gpu.py run --gpus 2 --out outputs/multi_gpu
+    python benchmarks/multi_gpu.py run --gpus 2 --only 4b_lora --limit-s 500
+    python benchmarks/multi_gpu.py run --gpus 2 --only tiny_lora -- trainer.accelerator=cpu
+    python benchmarks/multi_gpu.py render
+
+Every line is a `python -m harness` of its own (multi_gpu.yaml). On one GPU a step has as many micro-batches as there
+are GPUs, so that rows, global batch and losses are the same. Efficiency is tokens/s a GPU over those of the single one,
+compiled against compiled and not against not. Results are kept in docs/results/multi_gpu_<card>.json; what is run with
+overrides behind `--` is shown and not kept.
+"""
+
+import argparse
+import json
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from multi_gpu_tables import render
+from process import ROOT, run_harness
+from tables import card, read_json
+
+BENCH = yaml.safe_load((ROOT / "benchmarks" / "multi_gpu.yaml").read_text(encoding="utf-8"))
+Entry = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A load on one GPU or on several."""
+
+    load: str
+    way: str
+    """Of `one_gpu` or `strategies`."""
+    gpus: int
+    """That it is for; those of `one_gpu` have so many micro-batches."""
+
+    @property
+    def is_single(self) -> bool:
+        """Says whether one process runs."""
+        return self.way in BENCH["one_gpu"]
+
+    @property
+    def key(self) -> str:
+        """Names the run."""
+        return f"{self.load} {self.way} {self.gpus}"
+
+    def overrides(self) -> list[str]:
+        """Returns the command line."""
+        load = BENCH["loads"][self.load]
+        last, profiled = BENCH["steps"], BENCH["profiled_steps"]
+        spread = f"trainer.accumulate={self.gpus}" if self.is_single else f"trainer.devices={self.gpus}"
+        way = BENCH["one_gpu"][self.way] if self.is_single else BENCH["strategies"][self.way]["overrides"]
+        return [
+            *BENCH["common"],
+            f"model.path={BENCH['shapes'][load['shape']]}",
+            f"trainer.max_steps={last}",
+            "trainer.log_every_steps=1",
+            f"trainer.profile_steps=[{last - profiled + 1},{last}]",
+            *load["overrides"],
+            spread,
+            *way,
+        ]
+
+
+def plan(loads: list[str], gpus: int) -> Iterator[Run]:
+    """Yields the runs of loads, what others are held against first."""
+    for load in loads:
+        strategies = BENCH["loads"][load]["strategies"]
+        against = {BENCH["strategies"][name]["against"] for name in strategies}
+        for way in [*(name for name in BENCH["one_gpu"] if name in against), *strategies]:
+            yield Run(load, way, gpus)
+
+
+def figures(rows: list[Entry]) -> Entry:
+    """Returns the median speed over windows between warm-up and profile, and the losses of all steps.
+
+    Args:
+        rows: Of metrics.jsonl, one a step.
+    """
+    steps = [row for row in rows if "train/loss" in row and row["step"]]
+    losses = [row["train/loss"] for row in steps]
+    last = BENCH["steps"] - BENCH["profiled_steps"]
+    timed = [row for row in steps if BENCH["warmup_steps"] < row["step"] <= last]
+    if not timed:
+        return {"losses": losses}
+    size = BENCH["window_steps"]
+    windows = [timed[begin : begin + size] for begin in range(0, len(timed) - size + 1, size)]
+    speeds = [_speed(window) for window in windows]
+    return {
+        "losses": losses,
+        "tokens_per_s": statistics.median(speeds),
+        "tokens_per_s_min": min(speeds),
+        "tokens_per_s_max": max(speeds),
+        "step_time_s": statistics.median(row["perf/step_time_s"] for row in timed),
+    }
+
+
+def _speed(window: list[Entry]) -> float:
+    """Returns tokens/s of steps of different lengths together."""
+    seconds = sum(row["perf/step_time_s"] for row in window)
+    return sum(row["perf/tokens_per_s"] * row["perf/step_time_s"] for row in window) / seconds
+
+
+def measure(run: Run, more: list[str], out: Path) -> Entry:
+    """Runs, shows and returns what is kept."""
+    chosen = [*run.overrides(), *more]
+    folder = out / f"{run.key.replace(' ', '_')}_{time.time_ns()}"
+    outcome = run_harness(chosen, folder, BENCH["limit_s"], {})
+    metrics = folder / "metrics.jsonl"
+    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.is_file() else []
+    profile = read_json(folder / "profile" / "kernels.json", {"groups": {}})
+    device = outcome.environment.get("device", {})
+    made = {
+        "key": run.key,
+        "load": run.load,
+        "way": run.way,
+        "gpus": run.gpus,
+        "command": shlex.join(["python", "-m", "harness", *chosen]),
+        "status": outcome.status,
+        "error": outcome.error,
+        **figures(rows),
+        **{key: outcome.summary.get(key) for key in ("peak_allocated_gib", "trainable_parameters", "total_parameters")},
+        "communication_ms": profile["groups"].get("communication", 0.0),
+        "device": device.get("name"),
+        "versions": {key: outcome.environment.get("packages", {}).get(key) for key in ("torch", "transformers")},
+    }
+    print(f"{run.key}: {' '.join(_words(made))}; {folder}", flush=True)
+    return made
+
+
+def _words(made: Entry) -> Iterator[str]:
+    if made["error"]:
+        yield str(made["error"]).splitlines()[0]
+    elif "tokens_per_s" in made:
+        yield f"{made['tokens_per_s']:,.0f} tokens/s, {1e3 * made['step_time_s']:,.0f} ms a step,"
+        yield f"{made['communication_ms']:.1f} ms of collectives, {made['peak_allocated_gib'] or 0:.1f} GiB,"
+        yield f"last loss {made['losses'][-1]:.5f}"
+
+
+def keep(made: Entry, results: Path) -> None:
+    """Puts an entry into the results of its card."""
+    if made["device"] is None:
+        return
+    path = results / f"multi_gpu_{card(made['device']).lower()}.json"
+    entries = {item["key"]: item for item in read_json(path, [])} | {made["key"]: made}
+    path.write_text(json.dumps(list(entries.values()), indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Does what the first argument says."""
+    place = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    arguments, more = sys.argv[1:place], sys.argv[place + 1 :]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("run", "list", "render"))
+    parser.add_argument("--gpus", type=int, default=2)
+    shown = [name for name, load in BENCH["loads"].items() if load["shape"] != "tiny"]
+    parser.add_argument("--only", nargs="*", default=shown, choices=list(BENCH["loads"]))
+    parser.add_argument("--ways", nargs="*", help="of these strategies (and compiled, eager) alone")
+    parser.add_argument("--limit-s", type=float, default=float("inf"), help="begin no run after so long")
+    parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "multi_gpu", help="folder of the runs")
+    parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results", help="folder of the JSON files")
+    args = parser.parse_args(arguments)
+    runs = [run for run in plan(args.only, args.gpus) if not args.ways or run.way in args.ways]
+    if args.command == "render":
+        render(BENCH, ROOT / "docs")
+    elif args.command == "list":
+        print("\n".join(f"{run.key}:\n    {shlex.join(['python', '-m', 'harness', *run.overrides()])}" for run in runs))
+    else:
+        began = time.monotonic()
+        for run in runs:
+            if time.monotonic() - began > args.limit_s:
+                print(f"not begun: {run.key} and what follows")
+                break
+            made = measure(run, more, args.out)
+            if not more:
+                keep(made, args.results)
+
+
+if __name__ == "__main__":
+    main()
