@@ -91,7 +91,7 @@ def predictions_of(
 def sizes_of(config: RunConfig, tuned: Tuned, extent: Extent, device: torch.device, compiled: bool = False) -> Sizes:
     """Returns what `predict` needs to know of a run beside the plan; see `resolve`."""
     dtype = _TYPES[checked_precision(config.memory, tuned.base, config.trainer)]
-    base = tuned.base
+    base, extent = tuned.base, extent.shared(config.memory.sequence_parallel)
     layers = kept_by_layers(base, extent, device, dtype, compiled)
     blocks = kept_by_blocks(base, extent, device, dtype, compiled) if vit_keeps(base) else []
     constant = fixed(tuned.model, base, extent, config.optim.state_bytes, config.trainer.world_size, compiled)
