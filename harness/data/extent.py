@@ -15,5 +15,7 @@ class Extent:
 
     def shared(self, ranks: int) -> "Extent":
         """Returns the bounds of one of several ranks that share a micro-batch: an image goes whole, taken as small."""
+        if ranks == 1:
+            return self
         tokens, visual = -(-self.tokens // ranks), -(-self.visual // ranks)
         return Extent(tokens, visual, min(self.supervised, tokens))

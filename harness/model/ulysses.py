@@ -78,6 +78,10 @@ def share_sequences(model: PreTrainedModel, ranks: int, timeout_s: float) -> Non
     if name != "varlen" and language.config.num_key_value_heads % ranks:
         remedy = f"{_KEY}={ranks} leaves no whole group of heads to a rank, which only varlen can do; set varlen"
         raise reject("model.attention", name, remedy)
+    if model.device.type == "cuda" and dist.get_backend() != "nccl":
+        raise reject(
+            "trainer.ddp_backend", dist.get_backend(), f"does not exchange on GPUs what {_KEY} asks for; use nccl"
+        )
     for first in range(0, dist.get_world_size(), ranks):
         # Every rank makes every group, its own or not.
         group = dist.new_group(list(range(first, first + ranks)), timeout=timedelta(seconds=timeout_s))

@@ -9,10 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import harness
 from harness.data.batch import Share
 from harness.errors import UserError
+from harness.model import ulysses
+from harness.model.attention import _attend as varlen
 from harness.model.forward import embedding_noise
 from harness.model.ulysses import check_heads, share_sequences
 
@@ -180,3 +183,34 @@ def test_rows_and_noise_of_slices_are_those_of_the_batch(make_batch):
         bound = whole.new_tensor([5 / (n * 3) ** 0.5 for n in batch.cu_seqlens.diff().tolist() for _ in range(n)])
         own = bound[rank * half : (rank + 1) * half]
         assert (noise.amax((0, 2)) <= own).all() and (noise.amax((0, 2)) > 0.9 * own).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore")
+def test_one_gpu_exchanges_with_itself_in_a_compiled_program(tmp_path):
+    """NCCL, the GPU's varlen kernel on what is received, and inductor: 1 rank, to attention without an exchange."""
+    dist.init_process_group("nccl", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        group = dist.group.WORLD
+        ulysses._groups[group.group_name] = group
+        starts = torch.tensor([0, 100, 256], dtype=torch.int32, device="cuda")
+        told = {"scaling": 0.1, "cu_seq_lens_q": starts, "max_length_q": torch.tensor(156)}
+        layer = torch.nn.Module()
+        layer.is_causal = True
+        heads = [torch.randn(1, h, 256, 64, device="cuda", dtype=torch.bfloat16) for h in (8, 2, 2)]
+        parts = [head.requires_grad_() for head in heads]
+
+        def run(**shared):
+            return ulysses._attend(varlen, layer, *parts, None, **told, **shared)[0]
+
+        expected = run()
+        shared = {"sequence_group": group.group_name, "sequence_size": 1, "sequence_rows": 1}
+        weight = torch.randn_like(expected)
+        wanted = torch.autograd.grad((expected * weight).sum(), parts)
+        for made in (run, torch.compile(run, fullgraph=True)):
+            out = made(**shared)
+            torch.testing.assert_close(out, expected, atol=2e-2, rtol=2e-2)
+            for got, want in zip(torch.autograd.grad((out * weight).sum(), parts), wanted, strict=True):
+                torch.testing.assert_close(got, want, atol=2e-2, rtol=2e-2)
+    finally:
+        dist.destroy_process_group()

@@ -119,3 +119,15 @@ def test_two_groups_of_two_train_as_one(group, reference, figures):
     own = ("memory.sequence_parallel=2", "trainer.batch_size=2", "memory.checkpointing=selective")
     group.together(4, {"groups": (*SAME, *TUNERS["full"], *SHORT, *own)}, resume=False)
     hold(figures, reference["rows"], group.done["groups"].metrics, 6)
+
+
+@pytest.mark.multi_gpu
+@pytest.mark.parametrize("compiled", ["true", "false"])
+def test_two_gpus_train_as_one(group, figures, compiled):
+    """bfloat16 over NCCL, blocks compiled or not, ViT and aligner trained."""
+    gpu = ("trainer.accelerator=gpu", "model.dtype=bfloat16", "trainer.val_batch_size=4", f"trainer.compile={compiled}")
+    own = (*PACKED, *TUNERS["dora"], *SHORT, *gpu)
+    group.together(1, {f"one_gpu_{compiled}": own}, resume=False)
+    group.together(2, {f"two_gpus_{compiled}": (*own, *SHARED)}, resume=False)
+    expected = figures(group.done[f"one_gpu_{compiled}"].metrics, "train/loss")
+    assert figures(group.done[f"two_gpus_{compiled}"].metrics, "train/loss") == pytest.approx(expected, rel=3e-2)
