@@ -100,8 +100,33 @@ class RunConfig:
             raise reject("trainer.compile", "true", f"{name} gathers weights within a compiled block; leave it null")
         if strategy.splits_updates and getattr(self.memory, "changes_base", False):
             raise reject("memory", self.memory.name, f"{name} can not hold weights of 8 bits; use memory/strategy=ddp")
+        if self.memory.sequence_parallel > 1:
+            self._check_sequence_parallel()
         if not strategy.scales_fp16 and self.memory.precision.name == "fp16":
             raise reject("memory.precision", "fp16", f"{name} has no scaler for its gradients; use bf16")
+
+    def _check_sequence_parallel(self) -> None:
+        size, processes, strategy = self.memory.sequence_parallel, self.trainer.world_size, self.memory.strategy
+        key = "memory.sequence_parallel"
+        if not strategy.shares_sequences:
+            raise reject(key, size, f"memory/strategy={strategy.name} deals micro-batches to all processes; use ddp")
+        if processes % size:
+            remedy = f"{processes} processes do not make groups of it; set trainer.devices to a multiple"
+            raise reject(key, size, remedy)
+        for name in ("oom_replay", "probe"):
+            if getattr(self.trainer, name):
+                remedy = f"{key}={size} makes processes wait in each layer for one that fails; leave it out"
+                raise reject(f"trainer.{name}", "true", remedy)
+        if self.data.on_error.name == "skip":
+            remedy = f"{key}={size}: one process alone may fail to read an image, and all need the same rows; set raise"
+            raise reject("data.on_error", "skip", remedy)
+        if reason := getattr(self.tuner, "needs_whole_rows", None):
+            raise reject("tuner", self.tuner.name, f"{reason}, of which a process has a part under {key}={size}")
+
+    @property
+    def data_ranks(self) -> int:
+        """Groups of processes with micro-batches of their own."""
+        return self.trainer.world_size // self.memory.sequence_parallel
 
     def _check_quant(self, is_full: bool) -> None:
         tuner, quant = self.tuner.name, self.memory.quant.name

@@ -36,6 +36,7 @@ def data_module(config: RunConfig, processor: Processor) -> DataModule:
         accumulate=config.trainer.accumulate,
         val_batch_size=config.trainer.val_batch_size,
         key=text_key(config.data, encoder.text),
+        sequence_parallel=config.memory.sequence_parallel,
     )
 
 

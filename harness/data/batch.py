@@ -15,7 +15,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from harness.model.vision import VisionIndex
 
-AnyBatch = TypeVar("AnyBatch", "Batch", "PromptBatch", "Cached")
+AnyBatch = TypeVar("AnyBatch", "Batch", "PromptBatch", "Cached", "Share")
 
 
 @dataclass(slots=True)
@@ -36,6 +36,33 @@ class Cached:
     """H."""
     num_damaged: int = 0
     """Entries that were found damaged, and deleted."""
+
+
+@dataclass(slots=True)
+class Share:
+    """What one of several ranks has of a batch whose tokens and images they share (`harness.data.share`).
+
+    W visual tokens stand in its slice of the tokens.
+    """
+
+    rank: int
+    """Which of the ranks that share the batch."""
+    size: int
+    """Their number."""
+    rows: int
+    """B of the whole batch."""
+    positions: Tensor
+    """(B, S) int64: text positions of the whole batch, for masks."""
+    sees: bool
+    """Whether the whole batch has a visual token: then every rank takes part in the exchange of features."""
+    sends: list[int]
+    """Visual tokens of this rank's images, by the rank in whose slice they stand."""
+    receives: list[int]
+    """Visual tokens of this rank's slice, by the rank that has their images."""
+    order: Tensor
+    """(W,) int64: where each visual token of the slice stands in what is received."""
+    num_fresh: int
+    """Visual tokens that this rank runs the vision tower for."""
 
 
 @dataclass(slots=True)
@@ -87,6 +114,10 @@ class Batch:
     where no token belongs to one."""
     cached: Cached | None = None
     """None in a batch of text alone, and where no cache was asked."""
+    share: Share | None = None
+    """Set where ranks share the batch. Ids, positions and all indices are then those of this rank's slice of the
+    flattened tokens, as (1, T / size); pixels and cached features those of its images; the mask, `cu_seqlens` and what
+    is counted stay the whole batch's."""
     step_supervised: int = 0
     """Supervised tokens of this rank in the whole optimiser step, all its micro-batches; set by the loader."""
 
@@ -136,4 +167,5 @@ def _map(batch: AnyBatch, change: Callable[[Tensor], Tensor]) -> AnyBatch:
     if isinstance(batch, Batch) and batch.vision is not None:
         changed["vision"] = batch.vision.map(change)
     changed |= {name: _map(value, change) for name, value in values.items() if isinstance(value, Cached)}
+    changed |= {name: _map(value, change) for name, value in values.items() if isinstance(value, Share)}
     return dataclasses.replace(batch, **changed)

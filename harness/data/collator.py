@@ -10,12 +10,15 @@ import numpy as np
 import torch
 
 from harness.data.batch import Batch, Cached, PromptBatch
+from harness.data.features.lookup import Found
 from harness.data.media.video import VideoRef
 from harness.data.template.encoder import LoadedSample, PromptSample
 from harness.data.template.text import TextEncoder
 
 
-def collate(loaded: Sequence[LoadedSample], text: TextEncoder, pad_token_id: int, left: bool = False) -> Batch:
+def collate(
+    loaded: Sequence[LoadedSample], text: TextEncoder, pad_token_id: int, left: bool = False, multiple: int = 1
+) -> Batch:
     """Pads each sample to the longest.
 
     Args:
@@ -23,8 +26,9 @@ def collate(loaded: Sequence[LoadedSample], text: TextEncoder, pad_token_id: int
         text: Knows the visual tokens.
         pad_token_id: Fills `input_ids` beside a sample; the mask hides it.
         left: Pad on the left.
+        multiple: Of which rows' tokens are to be a multiple.
     """
-    longest = max((len(item.sample.ids) for item in loaded), default=1)
+    longest = _up(max((len(item.sample.ids) for item in loaded), default=1), multiple)
     rows = _lay_out([[item] for item in loaded] or [[]], text, pad_token_id, longest, left)
     mask_BS = np.zeros_like(rows.input_ids_BS)
     for row, (start, end) in enumerate(rows.used):
@@ -33,7 +37,11 @@ def collate(loaded: Sequence[LoadedSample], text: TextEncoder, pad_token_id: int
 
 
 def collate_packed(
-    packs: Sequence[Sequence[LoadedSample]], text: TextEncoder, pad_token_id: int, length: int | None
+    packs: Sequence[Sequence[LoadedSample]],
+    text: TextEncoder,
+    pad_token_id: int,
+    length: int | None,
+    multiple: int = 1,
 ) -> Batch:
     """Puts the samples of each pack behind one another in a row, without a mask.
 
@@ -46,9 +54,10 @@ def collate_packed(
         text: Knows the visual tokens.
         pad_token_id: Fills rows.
         length: Tokens of a row; None: as many as the longest pack has.
+        multiple: To a multiple of which the number of tokens is rounded up.
     """
     longest = max(1, *(sum(len(item.sample.ids) for item in pack) for pack in packs))
-    rows = _lay_out(packs, text, pad_token_id, longest if length is None else length, left=False)
+    rows = _lay_out(packs, text, pad_token_id, _up(longest if length is None else length, multiple), left=False)
     for row, (_, end) in enumerate(rows.used):
         rows.positions_4BS[0, row, end:] = np.arange(rows.input_ids_BS.shape[1] - end)
     return _batch(rows, None, [item for pack in packs for item in pack])
@@ -200,9 +209,13 @@ def _to_run(item: LoadedSample) -> np.ndarray:
 def _cached(loaded: Sequence[LoadedSample]) -> Cached | None:
     """Joins what the cache has; None where it was not asked, or there is nothing to see."""
     found = [one for item in loaded for one in item.found or ()]
-    if not found:
-        return None
-    hit_V = np.repeat([one.features is not None for one in found], [one.tokens for one in found])
+    return join_found(found) if found else None
+
+
+def join_found(found: Sequence[Found]) -> Cached:
+    """Joins what the cache has of some images and videos, in the order of their tokens."""
+    hits, tokens = [one.features is not None for one in found], [one.tokens for one in found]
+    hit_V = np.repeat(np.array(hits, dtype=bool), np.array(tokens, dtype=np.int64))
     num_hit = int(hit_V.sum())
     order_V = np.where(hit_V, len(hit_V) - num_hit + np.cumsum(hit_V) - 1, np.cumsum(~hit_V) - 1)
     parts = [one.features for one in found if one.features is not None]
@@ -213,6 +226,10 @@ def _cached(loaded: Sequence[LoadedSample]) -> Cached | None:
         num_hit=num_hit,
         num_damaged=sum(one.damaged for one in found),
     )
+
+
+def _up(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
 
 
 def _joined(parts: list[np.ndarray], dtype: type) -> np.ndarray:

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from harness.data.extent import Extent
 from harness.data.features.lookup import Lookup
 from harness.data.index.build import build
 from harness.data.index.samples import SampleIndex, index
-from harness.data.layout import PADDED, training_layout
+from harness.data.layout import PADDED, Layout, training_layout
 from harness.data.loader import MakeBatch, MakePrompts, Planned, StepLoader, load
 from harness.data.order import micro_batches
 from harness.data.packing import Units, best_fit, efficiency, singles, token_batches
@@ -49,6 +50,7 @@ class DataModule(L.LightningDataModule):
         accumulate: int,
         val_batch_size: int,
         key: str,
+        sequence_parallel: int = 1,
     ) -> None:
         """Keeps its arguments; `prepare` does the work.
 
@@ -61,6 +63,7 @@ class DataModule(L.LightningDataModule):
             accumulate: Micro-batches of an optimiser step.
             val_batch_size: Samples of a validation batch on one rank, at most.
             key: Hash of what token ids depend on besides the rows.
+            sequence_parallel: Ranks, neighbours, that share a batch. Below, ranks and their number are the run's.
         """
         super().__init__()
         self.start_step = 0
@@ -88,6 +91,7 @@ class DataModule(L.LightningDataModule):
         self._accumulate = accumulate
         self._val_batch_size = val_batch_size
         self._key = key
+        self._sharers = sequence_parallel
         self._units: Units | None = None
         self._loader: StepLoader | None = None
         self._ready: StepLoader | None = None
@@ -124,7 +128,7 @@ class DataModule(L.LightningDataModule):
         """Optimiser steps in which every training row is seen once or more; of a stream, all steps of the run."""
         if self._units is None:
             return self.total_steps
-        return -(-len(self._units) // (self._batch_size * self._accumulate * world_size))
+        return -(-len(self._units) // (self._batch_size * self._accumulate * (world_size // self._sharers)))
 
     def train_dataloader(self) -> StepLoader:
         """Returns this rank's batches from `start_step` to `total_steps`, with workers that were started before."""
@@ -153,12 +157,14 @@ class DataModule(L.LightningDataModule):
 
     def _make_loader(self, rank: int, world_size: int) -> StepLoader:
         start = self.start_step * self._accumulate
+        layout = self._shared(training_layout(self._config), rank)
         if self.train_samples is None:
-            plan: Iterator[Planned] = self._stream().micro_batches(rank, world_size, start)
+            readers = rank // self._sharers, world_size // self._sharers
+            plan: Iterator[Planned] = self._stream().micro_batches(*readers, start)
         else:
             plan = self._planned(rank, world_size, start)
         return StepLoader(
-            MakeBatch(self.train_samples, self.encoder, training_layout(self._config), self._skip, self._lookup()),
+            MakeBatch(self.train_samples, self.encoder, layout, self._skip, self._lookup()),
             plan,
             accumulate=self._accumulate,
             num_batches=(self.total_steps - self.start_step) * self._accumulate,
@@ -275,8 +281,9 @@ class DataModule(L.LightningDataModule):
         Ranks get equally many batches unless there are too few rows for that, when the last ranks get one batch less.
         """
         assert self.val_samples is not None
-        plan = _plan(self.val_samples.lengths, self._val_batch_size, rank, world_size)
-        make = MakeBatch(self.val_samples, self.encoder, PADDED, self._skip, self._lookup())
+        readers = rank // self._sharers, world_size // self._sharers
+        plan = _plan(self.val_samples.lengths, self._val_batch_size, *readers)
+        make = MakeBatch(self.val_samples, self.encoder, self._shared(PADDED, rank), self._skip, self._lookup())
         leave_out = self._leave_out("val")
         for batch in load(make, ([rows] for rows in plan), self._config.workers):
             leave_out(batch.skipped)
@@ -288,6 +295,9 @@ class DataModule(L.LightningDataModule):
         plan = _plan(lengths, self._val_batch_size, rank, world_size)
         made = load(MakePrompts(self.prompts, self.encoder, self._skip), plan, self._config.workers)
         yield from (batch for batch in made if batch is not None)
+
+    def _shared(self, layout: Layout, rank: int) -> Layout:
+        return layout if self._sharers == 1 else replace(layout, shared=(rank % self._sharers, self._sharers))
 
     def _lookup(self) -> Lookup | None:
         return None if self.features is None else self.features.lookup
@@ -320,6 +330,7 @@ class DataModule(L.LightningDataModule):
     def _planned(self, rank: int, world_size: int, start: int) -> Iterator[Planned]:
         assert self._units is not None and self.train_samples is not None
         units, samples = self._units, self.train_samples
+        rank, world_size = rank // self._sharers, world_size // self._sharers
         supervised, tokens, visual = map(units.sums, (samples.supervised, samples.lengths, samples.visual))
         several = world_size > 1
         # Packs are equally long: on several ranks those of like images meet in a step, so that no rank waits.

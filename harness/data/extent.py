@@ -12,3 +12,10 @@ class Extent:
     visual: int
     """Image and video tokens."""
     supervised: int
+
+    def shared(self, ranks: int) -> "Extent":
+        """Returns the bounds of one of several ranks that share a micro-batch: an image goes whole, taken as small."""
+        if ranks == 1:
+            return self
+        tokens, visual = -(-self.tokens // ranks), -(-self.visual // ranks)
+        return Extent(tokens, visual, min(self.supervised, tokens))

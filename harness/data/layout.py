@@ -7,6 +7,7 @@ from enum import Enum
 from harness.data.batch import Batch
 from harness.data.collator import collate, collate_packed
 from harness.data.config import DataConfig, PaddingSide
+from harness.data.share import take_share
 from harness.data.template.encoder import Encoder, LoadedSample
 from harness.model.vision import vision_index
 
@@ -31,15 +32,20 @@ class Layout:
     """Tokens to which packs are filled; None: as many as the longest has."""
     left: bool = False
     """Pad on the left."""
+    shared: tuple[int, int] | None = None
+    """Which rank of how many, where ranks share a batch; None: each has its own."""
 
     def collate(self, units: Sequence[Sequence[LoadedSample]], encoder: Encoder) -> Batch:
         """Makes the batch of some units: packs, or lists of samples."""
         everything = [item for unit in units for item in unit]
+        multiple = 1 if self.shared is None else self.shared[1]
         if self.kind is Kind.padded:
-            batch = collate(everything, encoder.text, encoder.pad_token_id, self.left)
+            batch = collate(everything, encoder.text, encoder.pad_token_id, self.left, multiple)
         else:
             packs = [everything] if self.kind is Kind.joined else units
-            batch = collate_packed(packs, encoder.text, encoder.pad_token_id, self.length)
+            batch = collate_packed(packs, encoder.text, encoder.pad_token_id, self.length, multiple)
+        if self.shared is not None:
+            batch = take_share(batch, everything, *self.shared, encoder.pixels.merge_size)
         if batch.grid_thw is not None:
             batch.vision = vision_index(batch.grid_thw, encoder.vision_side, encoder.pixels.merge_size)
         return batch

@@ -23,7 +23,7 @@ def measure(split: Split, config: RunConfig) -> dict[str, Any]:
     """Returns a row for each layout, the one that is set marked, and the steps of an epoch."""
     lengths, data = split.samples.lengths, config.data
     units = plan(lengths, config)
-    rounds = config.trainer.batch_size * config.trainer.accumulate * config.trainer.world_size
+    rounds = config.trainer.batch_size * config.trainer.accumulate * config.data_ranks
     steps = None if split.streamed else -(-len(units) // rounds)
     together = max(1, round(config.trainer.batch_size * len(lengths) / len(units)))
     simple = not (data.packing or data.max_tokens_per_batch or data.padding_free)

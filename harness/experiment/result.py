@@ -46,7 +46,7 @@ def write_success(
     meter, named = module.meter, dict(module.model.named_parameters())
     steady = meter.steady if meter.steady.steps else meter.total
     use = steady.use(meter.peaks)
-    world_size = config.trainer.world_size
+    world_size = config.data_ranks
     first_step = progression.first_step_at or time.time()
     content = figures(folder, config, "completed", startup.started) | {
         "tokens": meter.total.tokens * world_size,

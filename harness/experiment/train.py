@@ -42,9 +42,10 @@ from harness.memory.precision import checked_precision
 from harness.memory.resolve import Resolved, resolve, room_gib
 from harness.memory.strategy.parallel import Parallel, Ranks
 from harness.model.compiled import compile_blocks, graph_breaks, will_compile
-from harness.model.loading import Loaded
+from harness.model.loading import Loaded, text_config
 from harness.model.prequantized import check_tuner
 from harness.model.processor import Processor, load_processor
+from harness.model.ulysses import check_heads, share_sequences
 from harness.model.weights import Weights
 from harness.optim.schedule import ScheduleName
 from harness.registry import build
@@ -86,6 +87,8 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
     syncs = sync_counter(config.trainer.debug_syncs, "gpu" if device.type == "cuda" else "cpu")
     lightning.seed_everything(config.seed, verbose=False)
     checkpointer = Checkpointer(folder.checkpoints, config.trainer.keep_checkpoints)
+    if (sharers := config.memory.sequence_parallel) > 1:
+        check_heads(text_config(config.model), sharers)
     processor = load_processor(config.model)
     data = data_module(config, processor)
     data.prepare()
@@ -108,7 +111,7 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
         recorder = (
             _recorder(folder, config, data, stack)
             if rank == 0
-            else Recorder(None, [], None, _world(config), channels=config.data.channels)
+            else Recorder(None, [], None, _world(config), channels=config.data.channels, sequence_parallel=sharers)
         )
         loaded = build("model", config.model, first_device(config.memory, device), weights)
         build("memory/quant", config.memory.quant, loaded.model, device)
@@ -117,6 +120,9 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
         tuned, memory = _tuned(config, loaded, data, folder, device)
         startup.end(Phase.tuner)
         parallel = _parallel(config, device)
+        if sharers > 1:
+            share_sequences(tuned.base, sharers, config.trainer.ddp_timeout_s)
+            parallel.settings["sequence_parallel"] = sharers
         module = TrainingModule(tuned, config, data.total_steps, parallel)
         if rank == 0:
             write_json(folder.path / "strategy.json", parallel.settings)
@@ -230,7 +236,10 @@ def _recorder(folder: RunFolder, config: RunConfig, data: DataModule, stack: Exi
     file.truncate_after(data.start_step or -1)
     drop_after(folder.predictions, data.start_step or -1)
     progress = stack.enter_context(Progress(data.total_steps, data.start_step))
-    recorder = Recorder(file, loggers, progress, _world(config), channels=config.data.channels)
+    sharers = config.memory.sequence_parallel
+    recorder = Recorder(
+        file, loggers, progress, _world(config), channels=config.data.channels, sequence_parallel=sharers
+    )
     stack.push(lambda kind, error, trace: _give_up(recorder) if kind else None)
     return recorder
 

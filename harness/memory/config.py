@@ -42,6 +42,9 @@ class MemoryConfig:
     """Hold the inputs of checkpointed layers in the host's memory until the backward pass needs them; needs a GPU."""
     strategy: Any = field(default_factory=AutoConfig)
     """How the run's processes share the work, chosen by memory/strategy=."""
+    sequence_parallel: int = 1
+    """Processes that share a micro-batch (Ulysses): each has a slice of its tokens, in attention a share of the heads,
+    and some of its images, so that longer samples fit. The global batch counts processes / sequence_parallel."""
     budget_gib: float | None = None
     """GiB of the GPU that this process may allocate, a hard cap, and what auto plans for. Null: all that is free."""
     quant: Any = field(default_factory=NoneConfig)
@@ -61,6 +64,8 @@ class MemoryConfig:
                     raise reject(f"memory.{key}", getattr(self, key), "is chosen by memory.checkpointing=auto")
         if self.checkpointed_layers is not None and self.checkpointed_layers < 1:
             raise reject("memory.checkpointed_layers", self.checkpointed_layers, "must be 1 or more, or null for all")
+        if self.sequence_parallel < 1:
+            raise reject("memory.sequence_parallel", self.sequence_parallel, "must be 1 or more")
         if self.budget_gib is not None and not 0 < self.budget_gib < math.inf:
             raise reject("memory.budget_gib", self.budget_gib, "must be more than 0, or null for all that is free")
 

@@ -92,7 +92,7 @@ def predictions_of(
 def sizes_of(config: RunConfig, tuned: Tuned, extent: Extent, device: torch.device, compiled: bool = False) -> Sizes:
     """Returns what `predict` needs to know of a run beside the plan; see `resolve`."""
     dtype = _TYPES[checked_precision(config.memory, tuned.base, config.trainer)]
-    base = tuned.base
+    base, extent = tuned.base, extent.shared(config.memory.sequence_parallel)
     layers = kept_by_layers(base, extent, device, dtype, compiled)
     blocks = kept_by_blocks(base, extent, device, dtype, compiled) if vit_keeps(base) else []
     saves, quant = getattr(config.memory, "saved_bytes", None), config.memory.quant

@@ -29,6 +29,8 @@ _PACKAGES = {
 _TEXT = Attention.varlen.name
 _VISION = "flash_varlen"
 """Name of varlen in the vision tower, which hands over its `cu_seqlens` only where the name contains `flash`."""
+SHARED = "_shared"
+"""Ends the name of a kernel that runs a share of the heads (`harness.model.ulysses`)."""
 _OLDEST = (8, 0)
 """Compute capability from which on torch's FlashAttention kernels run."""
 _HOPPER = (9, 0)
@@ -100,7 +102,8 @@ def max_length(tower: nn.Module, longest: int) -> int | Tensor:
     to be compiled for.
     """
     kind: Any = tower.config
-    return torch.tensor(longest) if kind._attn_implementation in (_TEXT, _VISION) else longest
+    name = kind._attn_implementation.removesuffix(SHARED)
+    return torch.tensor(longest) if name in (_TEXT, _VISION) else longest
 
 
 def _attend(

@@ -104,6 +104,11 @@ def see(visual: Any, batch: "Batch", cached: "Cached", run: Run) -> tuple[Tensor
         cached: What the cache gave to it.
         run: Runs the tower.
     """
+    return from_features(visual, look(visual, batch, cached, run))
+
+
+def look(visual: Any, batch: "Batch", cached: "Cached", run: Run) -> Tensor:
+    """Returns the features of what a batch shows (V, L, E): cached, or computed and kept; see above."""
     cache: FeatureCache = visual.feature_cache
     fresh_MLE = None
     if batch.pixel_values is not None:
@@ -112,8 +117,12 @@ def see(visual: Any, batch: "Batch", cached: "Cached", run: Run) -> tuple[Tensor
             fresh_MLE = compute(visual, batch.pixel_values, batch.grid_thw, cache.stage, run, batch.vision)
         cache.keep(cached.missed, fresh_MLE)
     cache.count(cached)
-    features_VLE = _joined(fresh_MLE, cached)
-    if cache.stage is Stage.merged:
+    return _joined(fresh_MLE, cached)
+
+
+def from_features(visual: Any, features_VLE: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Returns what stands in the place of visual tokens, (V, D), and DeepStack's levels; mergers that train run."""
+    if visual.feature_cache.stage is Stage.merged:
         return features_VLE[:, 0], list(features_VLE[:, 1:].unbind(1))
     last_PW, *states = (level_VE.reshape(-1, visual.config.hidden_size) for level_VE in features_VLE.unbind(1))
     # In the tower's own order, in which dropout draws its numbers: the last layer's comes last.

@@ -17,12 +17,13 @@ from transformers.masking_utils import create_causal_mask
 
 from harness.model.attention import max_length, takes_cu_seqlens
 from harness.model.block import call
-from harness.model.features import see
+from harness.model.features import compute, from_features, look, see
 from harness.model.loss import head_loss
+from harness.model.ulysses import read_features
 from harness.model.vision import VisionIndex, run_tower, vision_index
 
 if TYPE_CHECKING:
-    from harness.data.batch import Batch
+    from harness.data.batch import Batch, Share
 
 
 def supervised_loss(
@@ -70,7 +71,7 @@ def supervised_hidden(
         noise_alpha: Strength of NEFTune's noise, see `embedding_noise`; 0 adds none.
     """
     visual, language = model.model.visual, model.model.language_model
-    features_FD, levels = _see(visual, batch)
+    features_FD, levels = _see(visual, batch, getattr(language, "sequence_group", ""))
     # In the place where others run the tower, whose weights ranks may gather together.
     blank = _blank_image(visual, batch.target_index.device) if always_see and features_FD is None else None
     hidden_TD = _decode(language, batch, features_FD, levels, noise_alpha)
@@ -78,13 +79,43 @@ def supervised_hidden(
     return hidden_KD if blank is None else hidden_KD + 0.0 * blank
 
 
-def _see(visual: Any, batch: "Batch") -> tuple[Tensor | None, list[Tensor]]:
+def _see(visual: Any, batch: "Batch", group: str) -> tuple[Tensor | None, list[Tensor]]:
     """Returns what stands in the place of visual tokens, (F, D), and the levels of DeepStack, (F, D) each."""
+    if batch.share is not None:
+        return _see_shared(visual, batch, batch.share, group)
     if batch.cached is not None:
         return see(visual, batch, batch.cached, _run)
     if batch.pixel_values is None or batch.grid_thw is None:
         return None, []
     return _run(visual, batch.pixel_values, batch.grid_thw, batch.vision)
+
+
+def _see_shared(visual: Any, batch: "Batch", share: "Share", group: str) -> tuple[Tensor | None, list[Tensor]]:
+    """The same of this rank's slice of the tokens, its own images run here and all others where they belong.
+
+    A rank without an image runs a blank one, none of whose features are sent: so it knows their type and shape, and
+    where the tower trains brings gradients of zero.
+    """
+    if not share.sees:
+        return None, []
+    device = batch.visual_index.device
+    cached, is_blank = batch.cached, batch.pixel_values is None
+    if cached is not None and cached.features is not None:
+        is_blank = False
+    if cached is not None:
+        stage = visual.feature_cache.stage
+        own_VLE = (
+            compute(visual, *_blank(visual, device), stage, _run) if is_blank else look(visual, batch, cached, _run)
+        )
+    else:
+        shown = _blank(visual, device) if is_blank else (batch.pixel_values, batch.grid_thw)
+        features_FD, levels = _run(visual, *shown, None if is_blank else batch.vision)  # type: ignore[arg-type]
+        own_VLE = torch.stack([features_FD, *levels], dim=1)
+    features_VLE = read_features(own_VLE[:0] if is_blank else own_VLE, share, group)
+    if cached is not None:
+        return from_features(visual, features_VLE)
+    first_VD, *others = features_VLE.unbind(1)
+    return first_VD, others
 
 
 def _run(
@@ -144,9 +175,9 @@ def embedding_noise(hidden_BSD: Tensor, batch: "Batch", alpha: float) -> Tensor:
         batch: Where samples begin and visual tokens stand.
         alpha: Strength; the paper uses 5, 10 and 15.
     """
-    lengths_C = batch.cu_seqlens.diff()
-    total = batch.input_ids.numel()
-    lengths_T = lengths_C.repeat_interleave(lengths_C, output_size=total)
+    lengths_C, own = batch.cu_seqlens.diff(), batch.input_ids.numel()
+    rank, ranks = (0, 1) if batch.share is None else (batch.share.rank, batch.share.size)
+    lengths_T = lengths_C.repeat_interleave(lengths_C, output_size=own * ranks)[rank * own : (rank + 1) * own]
     scale_T = alpha / (lengths_T * hidden_BSD.shape[-1]).float().sqrt()
     scale_T = scale_T.index_fill(0, batch.visual_index, 0.0).to(hidden_BSD.dtype)
     noise_BSD = torch.empty_like(hidden_BSD).uniform_(-1, 1)
@@ -157,16 +188,21 @@ def _attention(language: Any, hidden_BSD: Tensor, batch: "Batch") -> dict[str, A
     """Returns the arguments of a decoder layer that keep samples apart: where they begin, or that and a mask."""
     starts, longest = batch.cu_seqlens, max_length(language, batch.max_seqlen)
     names = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
-    told = dict(zip(names, (starts, starts, longest, longest), strict=True))
+    told: dict[str, Any] = dict(zip(names, (starts, starts, longest, longest), strict=True))
+    share = batch.share
+    if share is not None:
+        told |= {"sequence_group": language.sequence_group, "sequence_size": share.size, "sequence_rows": share.rows}
     if takes_cu_seqlens(language.config._attn_implementation):
-        return {**told, "attention_mask": None}
+        return {**told, "sequence_rows": 1, "attention_mask": None} if share else {**told, "attention_mask": None}
+    positions_BS = batch.position_ids[0] if share is None else share.positions
     mask = create_causal_mask(
         config=language.config,
-        inputs_embeds=hidden_BSD,
+        # For number and length of rows, and type.
+        inputs_embeds=hidden_BSD if share is None else hidden_BSD.new_empty(*positions_BS.shape, 1),
         attention_mask=batch.attention_mask,
         past_key_values=None,
         # Without a mask of the padding, transformers takes a new sample to begin where this row does not count on.
-        position_ids=batch.position_ids[0],
+        position_ids=positions_BS,
     )
     return {**told, "attention_mask": mask}
 
@@ -176,13 +212,15 @@ def _blank_image(visual: Any, device: torch.device) -> Tensor:
 
     No weight is looked at but by the modules that own it: elsewhere it may be in pieces.
     """
+    features_FD, levels = _run(visual, *_blank(visual, device))
+    return features_FD.sum() + sum(level.sum() for level in levels)
+
+
+def _blank(visual: Any, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Returns pixels (P, D), and on the CPU the grid (1, 3), of the smallest image."""
     patch, merge = visual.patch_embed, visual.spatial_merge_size
     values = patch.in_channels * patch.temporal_patch_size * patch.patch_size**2
-    pixels_PD = torch.zeros(merge**2, values, device=device)
-    index = vision_index(torch.tensor([[1, merge, merge]]), visual.num_grid_per_side, merge)
-    index = index.map(lambda tensor: tensor.to(device))
-    features_FD, levels = run_tower(visual, pixels_PD, index)
-    return features_FD.sum() + sum(level.sum() for level in levels)
+    return torch.zeros(merge**2, values, device=device), torch.tensor([[1, merge, merge]])
 
 
 def loss_sum(logits_KV: Tensor, batch: "Batch") -> Tensor:

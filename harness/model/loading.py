@@ -85,6 +85,15 @@ def load(config: Qwen3VLConfig, device: torch.device = _CPU, weights: Weights | 
     return Loaded(model, path, new_tokens)
 
 
+def text_config(config: Qwen3VLConfig) -> Any:
+    """Returns the config of a checkpoint's text model, without its weights.
+
+    Raises:
+        UserError: As for `load`, as far as the checkpoint's config tells.
+    """
+    return _checkpoint_config(config, resolve(config.path)).text_config
+
+
 def skeleton(config: Qwen3VLConfig) -> PreTrainedModel:
     """Makes the model of a checkpoint without its weights, on the meta device: names and shapes cost no memory.
 

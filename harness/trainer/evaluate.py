@@ -62,7 +62,9 @@ class Evaluator:
             if not counts:
                 continue
             channels.add(each_K.double(), batch)
-            sums += torch.stack((loss.double(), torch.tensor(batch.num_supervised).to(loss.device)))
+            # Ranks that share a batch have parts of its loss, and its count each.
+            counted = batch.num_supervised if batch.share is None or batch.share.rank == 0 else 0
+            sums += torch.stack((loss.double(), torch.tensor(counted).to(loss.device)))
         sums = torch.cat((sums, channels.take(module.device).double()))
         total, tokens, *told = _sum_over_ranks(sums, trainer).tolist()
         return {"val/loss": total / max(tokens, 1)} | channel_metrics("val/loss", channels.names, told)

@@ -58,16 +58,20 @@ class Costs:
     """Whether the text's kernel works on all pairs of a row and hides those that may not see each other."""
 
     def of(self, batch: Batch) -> tuple[float, float]:
-        """Returns the FLOPs that a batch needs, and those that are done for it."""
+        """Returns the FLOPs that a batch needs, and those that are done for it: of both, this rank's share."""
         seen = batch.pixel_values is not None
         patches = 0.0 if batch.pixel_values is None else float(batch.pixel_values.shape[0])
         hits = 0 if batch.cached is None else batch.cached.num_hit
-        vision = {"patches": patches, "visual": float(batch.num_visual - hits if seen else 0)}
+        fresh = batch.num_visual - hits if batch.share is None else batch.share.num_fresh
+        vision = {"patches": patches, "visual": float(fresh if seen else 0)}
         vision["frame_pairs"] = float(batch.num_frame_pairs if seen else 0)
-        needed = Extent(batch.num_tokens, batch.num_supervised, pairs=batch.num_pairs, **vision)
-        rows, length = batch.input_ids.shape
+        ranks, (rows, length) = 1, batch.input_ids.shape
+        if batch.share is not None:
+            ranks, (rows, length) = batch.share.size, batch.share.positions.shape
+        supervised = batch.num_supervised / ranks
+        needed = Extent(batch.num_tokens / ranks, supervised, pairs=batch.num_pairs / ranks, **vision)
         pairs = rows * length**2 if self.dense_mask else batch.num_pairs
-        done = Extent(rows * length, batch.num_supervised, pairs=pairs, **vision)
+        done = Extent(rows * length / ranks, supervised, pairs=pairs / ranks, **vision)
         return self.needed.dot(needed), self.needed.dot(done) + self.again.dot(done)
 
 

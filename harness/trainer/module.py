@@ -116,7 +116,9 @@ class TrainingModule(lightning.LightningModule):
         accumulate = self.trainer.accumulate_grad_batches
         self._ends_step = (batch_idx + 1) % accumulate == 0
         if batch_idx % accumulate == 0 and self.part.number == 0:
-            self._step_tokens = self._sum_over_ranks(batch.step_supervised)
+            # Ranks that share a batch all count it, and each has the loss of its own slice.
+            counted = self._sum_over_ranks(batch.step_supervised)
+            self._step_tokens = counted // self.config.memory.sequence_parallel
             if self.config.optim.skips_parameters:
                 self.meter.costs = survey(self.tuned.base)
         # Where the vision side trains, a step of text gives it zeros and not nothing, on one process as on several:
@@ -213,6 +215,7 @@ class TrainingModule(lightning.LightningModule):
             states = states * self.trainer.world_size
             torch.distributed.all_gather_object(states, states[self.global_rank])
         checkpoint["rng"], checkpoint["totals"] = states, asdict(self.meter.total)
+        checkpoint["data_ranks"] = self.config.data_ranks
         checkpoint["relief"] = asdict(self.relief)
         if self.tuned.state is not None:
             checkpoint["tuner"] = self.tuned.state()
@@ -228,13 +231,14 @@ class TrainingModule(lightning.LightningModule):
                 f"the checkpoint lacks {len(missing)} trainable weights, {sorted(missing)[0]} among them"
             )
         before, now = len(checkpoint["rng"]), self.trainer.world_size
-        totals = checkpoint["totals"]
+        totals, readers = checkpoint["totals"], checkpoint.get("data_ranks", before)
         if before == now:
             self._rng = checkpoint["rng"][self.global_rank]
         else:
             log.info("goes on with %d processes in the place of %d: dropout draws other numbers", now, before)
+        if (ranks := self.config.data_ranks) != readers:
             # Of one rank, as if there had been as many as now.
-            totals = {key: value if key == "steps" else value * before / now for key, value in totals.items()}
+            totals = {key: value if key == "steps" else value * readers / ranks for key, value in totals.items()}
         self.meter.total = Totals(**totals)
         self.relief = Relief(**checkpoint.get("relief", {}))
         if self.relief.checkpoints_all:

@@ -35,6 +35,8 @@ class Recorder:
     """Under fp16 a gradient that overflows makes the scaler skip the step and lower its scale: no divergence."""
     channels: Sequence[str] = ()
     """Whose losses the steps bring."""
+    sequence_parallel: int = 1
+    """Ranks that share a micro-batch, whose tokens count once."""
     _pending: list[dict[str, Any]] = field(default_factory=list)
     _tensors: list[Tensor] = field(default_factory=list)
     _held: dict[str, Any] = field(default_factory=dict)
@@ -87,7 +89,7 @@ class Recorder:
             row |= {"train/loss": loss, "train/grad_norm": norm}
             row |= channel_metrics("train/loss", self.channels, sums)
         *earlier, self._held = rows
-        self._held |= interval.rates(self.world_size) | metrics
+        self._held |= interval.rates(self.world_size // self.sequence_parallel) | metrics
         for row in earlier:
             self._write(row)
         for row in rows:

@@ -14,7 +14,7 @@ else it is the adapter.
 """
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.errors import reject
 from harness.registry import register
@@ -35,6 +35,8 @@ _RATIO = 0.25
 @dataclass(kw_only=True, slots=True)
 class LongloraConfig(LowRankConfig):
     """LoRA's fields, the groups, and what trains beside. Needs model.attention varlen or sdpa."""
+
+    needs_whole_rows: ClassVar[str] = "halves the heads for attention in groups of a whole row's tokens"
 
     name: str = "longlora"
     target_modules: list[str] = field(default_factory=lambda: list(_TARGETS))

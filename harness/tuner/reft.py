@@ -81,6 +81,11 @@ class ReftConfig(InsertedConfig):
     start: Start = Start.reference
     """First values: reference (random, changes the model) or identity (starts as the base model; not for consreft)."""
 
+    @property
+    def needs_whole_rows(self) -> str | None:
+        """Why a slice of a row's tokens will not do, or None."""
+        return "edits by the place in a prompt (tuner.prefix, suffix)" if self.prefix or self.suffix else None
+
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise reject("tuner.rank", self.rank, "must be 1 or more")

@@ -154,3 +154,27 @@ def test_another_number_of_processes_is_refused_where_steps_or_checkpoints_would
     folder = make_run(*STARTED, "trainer.devices=2", "trainer.batch_size=8", *started)
     with pytest.raises(UserError, match=rf"trainer\.devices: 2 -> 1: .*{reason}"):
         apply([f"trainer.resume={folder}", "trainer.devices=1", *changed])
+
+
+SHARING = ("trainer.devices=2", "memory.sequence_parallel=2", "trainer.batch_size=8")
+
+
+@pytest.mark.parametrize("started", [[], ["data.packing=true", "data.packing_length=64"]])
+def test_one_process_may_go_on_where_two_shared_sequences(make_run, started):
+    """The groups of processes are as many as before, so that packs are dealt out as they were."""
+    folder = make_run(*STARTED, *SHARING, *started)
+    alone = ["trainer.devices=1", "memory.sequence_parallel=1"]
+    assert set(alone) <= set(apply([f"trainer.resume={folder}", *alone]))
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        (["trainer.devices=4"], r"a step would take 16 rows and not 8"),
+        (["memory.sequence_parallel=1"], r"memory\.sequence_parallel: 2 -> 1"),
+    ],
+)
+def test_sharing_otherwise_is_refused_where_steps_would_be_others(make_run, changed, reason):
+    folder = make_run(*STARTED, *SHARING)
+    with pytest.raises(UserError, match=reason):
+        apply([f"trainer.resume={folder}", *changed])

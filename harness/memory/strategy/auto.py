@@ -1,7 +1,7 @@
 """The usual choice: nothing around one process, DDP around several."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.memory.strategy.config import StrategyConfig
 from harness.registry import register
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 @dataclass(kw_only=True, slots=True)
 class AutoConfig(StrategyConfig):
     """Has no settings; those of DDP are in memory/strategy=ddp."""
+
+    shares_sequences: ClassVar[bool] = True
 
     name: str = "auto"
 

@@ -36,6 +36,9 @@ class StrategyConfig:
     """Whether the weights that an optimiser updates are copies of those that the model runs with."""
     scales_fp16: ClassVar[bool] = True
     """Whether the gradient scaler of fp16 works on what there is of the gradients."""
+    shares_sequences: ClassVar[bool] = False
+    """Whether processes may share a micro-batch (memory.sequence_parallel): gradients are then sums over all of them,
+    and each runs the same layers."""
     reshards: ClassVar[bool] = True
     """Whether a run can go on from its checkpoints with another number of processes."""
 

@@ -5,7 +5,7 @@ The averages run beside the backward pass. Weights, gradients and optimiser stat
 
 import math
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.errors import reject
 from harness.memory.strategy.config import StrategyConfig
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 @dataclass(kw_only=True, slots=True)
 class DdpConfig(StrategyConfig):
     """Settings of torch's DistributedDataParallel."""
+
+    shares_sequences: ClassVar[bool] = True
 
     name: str = "ddp"
     find_unused_parameters: bool | None = None
