@@ -35,6 +35,11 @@ class RunFolder:
         return self.path / "predictions.jsonl"
 
     @property
+    def items(self) -> Path:
+        """Loss and correctness of each row in the last validation."""
+        return self.path / "items.json"
+
+    @property
     def checkpoints(self) -> Path:
         """Holds step_N, and last and best as links to two of them."""
         return self.path / "checkpoints"
@@ -104,11 +109,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any], indent: int | None = 2) -> None:
     """Writes a JSON file that a reader sees whole: staged beside the target, synced, then renamed."""
     stage = path.with_name(f".{path.name}.{os.getpid()}")
     with open(stage, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
+        json.dump(content, file, indent=indent)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
