@@ -142,8 +142,13 @@ def _warnings(found: Comparison, methods: Sequence[Method], axes: Sequence[str],
         said.append(f"only the best {MAX_COMPARED} of {len(board)} cells are tested pair by pair and have letters")
     others = [axis for axis in axes if axis not in tuned]
     said += [f"best on the edge of the grid: {edge}; try values beyond" for edge in edges(board[0], board, others)]
+    at_edge: dict[str, list[str]] = {}
     for method in methods:
-        said += [f"{method.name}: best on the edge of the grid, {edge}; try values beyond" for edge in method.edges]
+        for edge in method.edges:
+            at_edge.setdefault(edge, []).append(method.name)
+    for edge, names in at_edge.items():
+        who = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        said.append(f"best on the edge of the grid: {edge} ({who}); try values beyond")
     said += _choice_warnings(methods)
     return said + _budget_warnings([method.chosen.cell for method in methods])
 
@@ -166,7 +171,8 @@ def _budget_warnings(cells: Sequence[Cell]) -> list[str]:
         figures = [figure for cell in cells if (figure := budget(cell, key))]
         if len(figures) > 1 and max(figures) > (1 + UNEQUAL) * min(figures):
             least, most = min(figures), max(figures)
-            said.append(f"unequal {name}: {least:,.4g} to {most:,.4g}, {100 * (most / least - 1):,.0f} % apart")
+            shown = [f"{figure:,.0f}" if most >= 1000 else f"{figure:.4g}" for figure in (least, most)]
+            said.append(f"unequal {name}: {' to '.join(shown)}, {100 * (most / least - 1):,.0f} % apart")
     return said
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.report.axes import is_numeric, levels
-from harness.report.compare import Comparison, Ranked
+from harness.report.compare import MAX_COMPARED, Comparison, Ranked, separate
 from harness.report.statistics import Array
 from harness.report.trial import Value, short, spell
 
@@ -29,6 +29,8 @@ class Method:
     """Best first."""
     honest: float = math.nan
     """The metric of what was chosen, on seeds and rows that did not choose."""
+    letters: str = ""
+    """Methods that share one, each at its best, can not be told apart."""
     edges: list[str]
     """Of the tuned axes on which the best value is the last one tried."""
 
@@ -49,7 +51,13 @@ def methods_of(found: Comparison, tuned: Sequence[str]) -> list[Method]:
     for one in found.board:
         key = repr([(axis, value) for axis, value in one.cell.axes.items() if axis not in tuned])
         groups.setdefault(key, []).append(one)
-    return [_method(tried, tuned, found.lower_is_better) for tried in groups.values()]
+    methods = [_method(tried, tuned, found.lower_is_better) for tried in groups.values()]
+    count = len(methods)
+    best = methods[:MAX_COMPARED]
+    marks = separate([method.chosen for method in best], count * (count - 1) // 2).letters if best else []
+    for method, mark in zip(best, marks, strict=True):
+        method.letters = mark
+    return methods
 
 
 def _method(tried: list[Ranked], tuned: Sequence[str], lower: bool) -> Method:

@@ -10,6 +10,7 @@ from harness.report.multiple import ALPHA, holm, letters
 from harness.report.statistics import (
     Array,
     Estimate,
+    Spread,
     chance_of_best,
     difference,
     linearised,
@@ -129,29 +130,63 @@ def _chances(board: Sequence[Ranked], lower_is_better: bool) -> None:
         one.chance = float(chance)
 
 
-def _test(board: Sequence[Ranked]) -> float:
-    """Tests all pairs of the best cells, sets letters, and returns the smallest difference that would be found."""
-    top = board[:MAX_COMPARED]
-    pairs = [(a, b) for b in range(len(top)) for a in range(b)]
-    gaps = [contrast(top[b], top[a]) for a, b in pairs]
-    seeds = max(len(one.seeds) for one in top)
-    spreads = moderate([gap.spread for gap in gaps], (len(top) - 1) * (seeds - 1))
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Separation:
+    """Which of some cells, best first, can be told apart."""
+
+    letters: list[str]
+    gaps: list[Estimate]
+    """Of each but the first: its mean minus the first's."""
+    p_values: list[float]
+    """Of these, after Holm."""
+    smallest: float
+    """Difference that would be found four times of five."""
+
+
+def separate(ranked: Sequence[Ranked], tests: int = 0) -> Separation:
+    """Tests all pairs of cells.
+
+    Args:
+        ranked: Best first.
+        tests: Pairs that there are in all, where these are some of the cells.
+    """
+    pairs = [(a, b) for b in range(len(ranked)) for a in range(b)]
+    gaps = [contrast(ranked[b], ranked[a]) for a, b in pairs]
+    seeds = max(len(one.seeds) for one in ranked)
+    spreads = moderate([gap.spread for gap in gaps], (len(ranked) - 1) * (seeds - 1))
     gaps = [Estimate(value=gap.value, spread=spread) for gap, spread in zip(gaps, spreads, strict=True)]
-    tests = len(board) * (len(board) - 1) // 2
     adjusted = holm([gap.p for gap in gaps], tests)
-    if any(math.isfinite(p) for p in adjusted):
-        marks = letters(len(top), [pair for pair, p in zip(pairs, adjusted, strict=True) if p < ALPHA])
-        for one, mark in zip(top, marks, strict=True):
-            one.letters = mark
-    for (a, b), gap, p in zip(pairs, gaps, adjusted, strict=True):
-        if a == 0:
-            top[b].gap, top[b].p = gap, p
-    known = [spread for spread in spreads if spread.variance > 0 and spread.seed_df >= 1]
+    apart = [pair for pair, p in zip(pairs, adjusted, strict=True) if p < ALPHA]
+    unknown = not any(math.isfinite(p) for p in adjusted)
+    firsts = [number for number, (a, _) in enumerate(pairs) if a == 0]
+    return Separation(
+        letters=[""] * len(ranked) if unknown else letters(len(ranked), apart),
+        gaps=[gaps[number] for number in firsts],
+        p_values=[adjusted[number] for number in firsts],
+        smallest=_smallest(spreads, max(tests, len(pairs))),
+    )
+
+
+def _test(board: Sequence[Ranked]) -> float:
+    """Gives the best cells their letters and gaps, and returns the smallest difference that would be found."""
+    top = board[:MAX_COMPARED]
+    found = separate(top, len(board) * (len(board) - 1) // 2)
+    for one, mark in zip(top, found.letters, strict=True):
+        one.letters = mark
+    for one, gap, p in zip(top[1:], found.gaps, found.p_values, strict=True):
+        one.gap, one.p = gap, p
+    return found.smallest
+
+
+def _smallest(spreads: Sequence[Spread], tests: int) -> float:
+    known = sorted(
+        (spread for spread in spreads if spread.variance > 0 and spread.seed_df >= 1), key=lambda one: one.variance
+    )
     if not known:
         return math.nan
-    middle = sorted(known, key=lambda spread: spread.variance)[len(known) // 2]
-    # In units of the mean's own error: the parts are in the spread already.
-    return smallest_difference(2, seed_sd=math.sqrt(2 * middle.variance), comparisons=max(tests, 1), df=middle.df)
+    middle = known[len(known) // 2]
+    # Of two seeds whose mean has this error: seeds and rows are in the spread already.
+    return smallest_difference(2, seed_sd=math.sqrt(2 * middle.variance), comparisons=tests, df=middle.df)
 
 
 def _noise(cells: Sequence[Cell], metric: str) -> Noise:

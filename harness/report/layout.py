@@ -74,7 +74,7 @@ def methods(report: Report) -> list[Column]:
         Column(name=report.comparison.metric, values=[one.chosen.estimate.value for one in found], form=".5g"),
         Column(name="95 % interval", values=[_interval(one.chosen) for one in found]),
         Column(name="honest", values=[_number(one.honest) for one in found], form=".5g"),
-        Column(name="group", values=[one.chosen.letters or None for one in found]),
+        Column(name="group", values=[one.letters or None for one in found]),
         Column(name="edge of the grid", values=["; ".join(one.edges) or None for one in found]),
     ]
 

@@ -93,14 +93,15 @@ function drawRates() {
   const points = rates.lines.flatMap((line) => line.points);
   const box = chart("rates");
   const x = scale(points.map((p) => p.x), box.left, box.right, spread(points.map((p) => p.x)));
-  const y = scale(points.flatMap((p) => [p.low ?? p.mean, p.high ?? p.mean, p.mean]), box.bottom, box.top);
+  const wide = rates.lines.length <= 6;
+  const y = scale(points.flatMap((p) => (wide ? [p.low ?? p.mean, p.high ?? p.mean, p.mean] : [p.mean])), box.bottom, box.top);
   axesOf(box, x, y, rates.axis, data.metric);
   rates.lines.forEach((line, index) => {
     const colour = COLOURS[index % COLOURS.length];
     node(box.svg, "path", { d: path(line.points.map((p) => [x(p.x), y(p.mean)])), stroke: colour, class: "line" });
     for (const p of line.points) {
       const nudge = (index - (rates.lines.length - 1) / 2) * Math.min(4, 40 / rates.lines.length);
-      if (finite(p.low)) node(box.svg, "line", { x1: x(p.x) + nudge, x2: x(p.x) + nudge, y1: y(p.low), y2: y(p.high), stroke: colour, class: "bar" });
+      if (wide && finite(p.low)) node(box.svg, "line", { x1: x(p.x) + nudge, x2: x(p.x) + nudge, y1: y(p.low), y2: y(p.high), stroke: colour, class: "bar" });
       const dot = node(box.svg, "circle", { cx: x(p.x), cy: y(p.mean), r: 4, fill: colour });
       node(dot, "title", {}, `${line.name}, ${rates.axis} ${spell(p.x)}: ${spell(p.mean)}`);
     }
@@ -136,7 +137,8 @@ function drawHeat() {
       if (width > 44) node(box.svg, "text", { x: x + width / 2, y: y + height / 2 + 4, class: "tick middle", fill: finite(value) && good > 0.5 ? "#fff" : "#111" }, spell(value));
     });
   });
-  across.levels.forEach((column, i) => node(box.svg, "text", { x: box.left + (i + 0.5) * width, y: box.bottom + 18, class: "tick middle" }, spell(column)));
+  const every = Math.ceil(46 / width);
+  across.levels.forEach((column, i) => i % every || node(box.svg, "text", { x: box.left + (i + 0.5) * width, y: box.bottom + 18, class: "tick middle" }, spell(column)));
   node(box.svg, "text", { x: (box.left + box.right) / 2, y: box.bottom + 38, class: "label middle" }, across.label);
   const middle = (box.top + box.bottom) / 2;
   node(box.svg, "text", { x: 16, y: middle, class: "label middle", transform: `rotate(-90 16 ${middle})` }, down.label);
