@@ -56,8 +56,9 @@ class RunFolder:
 
     @property
     def group(self) -> str | None:
-        """Name of the multirun that this run is a trial of, if it is one."""
-        return self.path.parent.name if (self.path.parent / "multirun.yaml").is_file() else None
+        """Name of the study or multirun that this run is a trial of, if it is one."""
+        marks = ("study.yaml", "multirun.yaml")
+        return self.path.parent.name if any((self.path.parent / mark).is_file() for mark in marks) else None
 
     def lock(self) -> None:
         """Keeps other processes out until this one ends.

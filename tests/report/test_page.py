@@ -77,6 +77,7 @@ def test_a_page_without_results_still_opens(make_trial, tmp_path):
         assert tab.run("document.querySelectorAll('#curves svg path').length") == 1 and tab.messages == []
 
 
+@pytest.mark.slow
 def test_a_thousand_trials_take_less_than_five_seconds(make_trial, tmp_path):
     ranks, rates = range(4, 44, 4), [1e-5 * 1.5**n for n in range(20)]
     cells = [(rank, lr, seed) for rank in ranks for lr in rates for seed in range(5)]

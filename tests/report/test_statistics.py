@@ -89,7 +89,7 @@ def test_equal_methods_are_seldom_called_different(seeds, cells, noise):
     """In the family of all pairs, after moderation and Holm: at most one study of twenty has a false finding."""
     rng = np.random.default_rng(5)
     wrong = 0
-    repetitions = {2: REPETITIONS, 6: 200, 12: 80}[cells]
+    repetitions = {2: REPETITIONS, 6: 150, 12: 40}[cells]
     for _ in range(repetitions):
         scores = draw(rng, seeds, 60, noise, cells)
         pairs = [(a, b) for a in range(cells) for b in range(a)]
@@ -103,7 +103,7 @@ def test_equal_methods_are_seldom_called_different(seeds, cells, noise):
 def test_moderated_intervals_of_cells_cover_and_are_narrower():
     rng = np.random.default_rng(6)
     covered, before, after = [], [], []
-    for _ in range(200):
+    for _ in range(112):
         found = [mean(one) for one in draw(rng, 3, 50, NOISE[0], cells=9)]
         spreads = moderate([one.spread for one in found], 9 * 2)
         pooled = [Estimate(value=one.value, spread=spread) for one, spread in zip(found, spreads, strict=True)]
