@@ -7,10 +7,10 @@ been. The variance of the mean of y (S seeds, I items) has a part of the seeds, 
     df = V^2 / (V_seed^2 / (S - 1) + V_item^2 / (I - 1) + V_rest^2 / ((S - 1) (I - 1)))
 
 which is the two-way random-effects analysis of variance with Satterthwaite's degrees of freedom (Satterthwaite 1946,
-doi:10.2307/3002019); the preliminary test at 25 % is Paull's (1950, doi:10.1214/aoms/1177729754): the floor at 0 alone
+doi:10.2307/3002019); the preliminary test at 25 % is Paull's (1950, Ann. Math. Stat. 21): the floor at 0 alone
 makes noise of a part that is not there. Intervals are mean +- t_df sqrt(V). A bootstrap
 over both ways (Owen 2007, "The pigeonhole bootstrap", arXiv:0712.1111) estimates the same variance, but its percentiles
-know nothing of df: with three seeds its 95 % intervals cover about 80 % (`tests/report/test_statistics.py` measures
+know nothing of df: with three seeds its 95 % intervals cover under 85 % (`tests/report/test_statistics.py` measures
 both). It is used for what has no formula, how often a cell is the best of all (`chance_of_best`), with its seed part
 rescaled (Rao & Wu 1988, doi:10.1080/01621459.1988.10478591).
 
