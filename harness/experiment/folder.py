@@ -35,6 +35,11 @@ class RunFolder:
         return self.path / "predictions.jsonl"
 
     @property
+    def items(self) -> Path:
+        """Loss and correctness of each row in the last validation."""
+        return self.path / "items.json"
+
+    @property
     def checkpoints(self) -> Path:
         """Holds step_N, and last and best as links to two of them."""
         return self.path / "checkpoints"
@@ -51,8 +56,9 @@ class RunFolder:
 
     @property
     def group(self) -> str | None:
-        """Name of the multirun that this run is a trial of, if it is one."""
-        return self.path.parent.name if (self.path.parent / "multirun.yaml").is_file() else None
+        """Name of the study or multirun that this run is a trial of, if it is one."""
+        marks = ("study.yaml", "multirun.yaml")
+        return self.path.parent.name if any((self.path.parent / mark).is_file() for mark in marks) else None
 
     def lock(self) -> None:
         """Keeps other processes out until this one ends.
@@ -104,11 +110,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any], indent: int | None = 2) -> None:
     """Writes a JSON file that a reader sees whole: staged beside the target, synced, then renamed."""
     stage = path.with_name(f".{path.name}.{os.getpid()}")
     with open(stage, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
+        json.dump(content, file, indent=indent)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())

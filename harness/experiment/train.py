@@ -220,7 +220,8 @@ def _evaluator(folder: RunFolder, config: RunConfig, data: DataModule, processor
         UserError: A setting needs validation rows and there are none.
     """
     if data.val_samples:
-        return Evaluator(data, processor.tokenizer, folder.predictions, config.data.generation.max_new_tokens)
+        longest = config.data.generation.max_new_tokens
+        return Evaluator(data, processor.tokenizer, folder.predictions, folder.items, longest)
     for key in ("load_best", "val_every_steps"):
         if getattr(config.trainer, key):
             raise reject(f"trainer.{key}", getattr(config.trainer, key), "there are no validation rows; give data.val")

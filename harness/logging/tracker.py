@@ -22,14 +22,18 @@ def finish(loggers: Sequence["Logger"], exit_code: int, summary: Mapping[str, An
     Args:
         loggers: What the builders of this group returned.
         exit_code: 0 marks the run as finished, anything else as failed.
-        summary: Final figures, such as those of summary.json, for W&B's table of runs.
+        summary: Final figures, such as those of summary.json, for the tables of runs of W&B and TensorBoard.
     """
-    from lightning.pytorch.loggers import WandbLogger
+    from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
     from lightning.pytorch.utilities import rank_zero_only
 
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         return
     for logger in loggers:
+        if isinstance(logger, TensorBoardLogger) and summary:
+            # TensorBoard's table of runs (HParams) takes settings and results together, so not before the end.
+            known = {f"summary/{key}": value for key, value in summary.items() if value is not None}
+            logger.log_hyperparams(logger.hparams, known)
         logger.finalize("success" if exit_code == 0 else "failed")
         if isinstance(logger, WandbLogger):
             logger.experiment.summary.update(dict(summary or {}))

@@ -14,6 +14,7 @@ from harness.data.datamodule import DataModule
 from harness.data.template.control import ControlTokens
 from harness.model.forward import token_losses
 from harness.trainer.channel_loss import ChannelLoss, channel_metrics
+from harness.trainer.items import ItemLosses, Sums, merge, write
 from harness.trainer.module import TrainingModule
 
 
@@ -29,6 +30,8 @@ class Evaluator:
     tokenizer: PreTrainedTokenizerBase
     predictions: Path
     """Receives one JSON line per generated item."""
+    items: Path
+    """Replaced by what each validation row came to."""
     max_new_tokens: int
     """Longest generated answer."""
 
@@ -43,12 +46,16 @@ class Evaluator:
         # What a strategy gathers here, it uses in training again, which tensors of inference mode are not for.
         quiet = torch.no_grad() if module.parallel.sharded else torch.inference_mode()
         with module.evaluating(), quiet, trainer.precision_plugin.forward_context():
-            metrics = self._loss(trainer, module)
-            if self.data.prompts:
-                metrics["val/exact_match"] = self._exact_match(trainer, module, step)
+            metrics, losses = self._loss(trainer, module)
+            answers = self._answers(trainer, module, step) if self.data.prompts else []
+        if self.data.prompts:
+            metrics["val/exact_match"] = sum(item["exact_match"] for item in answers) / max(len(answers), 1)
+        if trainer.is_global_zero:
+            write(self.items, step, losses, answers)
         return metrics
 
-    def _loss(self, trainer: Trainer, module: TrainingModule) -> dict[str, float]:
+    def _loss(self, trainer: Trainer, module: TrainingModule) -> tuple[dict[str, float], Sums]:
+        losses = ItemLosses()
         sums = torch.zeros(2, dtype=torch.float64, device=module.device)
         channels = ChannelLoss(module.channel_loss.names)
         sharded = module.parallel.sharded
@@ -57,20 +64,22 @@ class Evaluator:
             # Ranks would have unequally many batches, and those that have one would wait for the others.
             share, counts = (0, 1), trainer.is_global_zero
         for batch in self.data.val_batches(*share):
-            batch = batch.to(module.device)
+            given, batch = batch, batch.to(module.device)
             loss, each_K = module.within(token_losses, module.tuned.base, batch, sharded)
             if not counts:
                 continue
+            losses.add(each_K, given)
             channels.add(each_K.double(), batch)
             # Ranks that share a batch have parts of its loss, and its count each.
             counted = batch.num_supervised if batch.share is None or batch.share.rank == 0 else 0
             sums += torch.stack((loss.double(), torch.tensor(counted).to(loss.device)))
         sums = torch.cat((sums, channels.take(module.device).double()))
         total, tokens, *told = _sum_over_ranks(sums, trainer).tolist()
-        return {"val/loss": total / max(tokens, 1)} | channel_metrics("val/loss", channels.names, told)
+        metrics = {"val/loss": total / max(tokens, 1)} | channel_metrics("val/loss", channels.names, told)
+        return metrics, merge(_gather([losses.take()], trainer))
 
-    def _exact_match(self, trainer: Trainer, module: TrainingModule, step: int) -> float:
-        items: list[dict[str, Any]] = []
+    def _answers(self, trainer: Trainer, module: TrainingModule, step: int) -> list[dict[str, Any]]:
+        answers: list[dict[str, Any]] = []
         # Where weights are split, ranks have to call the same modules in the same order: each answers all prompts.
         share = (0, 1) if module.parallel.sharded else (trainer.global_rank, trainer.world_size)
         for batch in self.data.prompt_batches(*share):
@@ -80,7 +89,7 @@ class Evaluator:
                 texts, batch.references, batch.prompts, batch.origins, strict=True
             ):
                 match = text.strip() == reference.strip()
-                items.append(
+                answers.append(
                     {
                         "step": step,
                         "origin": origin,
@@ -90,11 +99,11 @@ class Evaluator:
                         "exact_match": match,
                     }
                 )
-        items = items if module.parallel.sharded else _gather(items, trainer)
+        answers = answers if module.parallel.sharded else _gather(answers, trainer)
         if trainer.is_global_zero:
             with open(self.predictions, "a", encoding="utf-8") as file:
-                file.writelines(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
-        return sum(item["exact_match"] for item in items) / max(len(items), 1)
+                file.writelines(json.dumps(item, ensure_ascii=False) + "\n" for item in answers)
+        return answers
 
 
 def generate(model: Any, tokenizer: PreTrainedTokenizerBase, batch: Any, max_new_tokens: int) -> list[str]:
@@ -145,9 +154,9 @@ def _sum_over_ranks(values: torch.Tensor, trainer: Trainer) -> torch.Tensor:
     return values
 
 
-def _gather(items: list[dict[str, Any]], trainer: Trainer) -> list[dict[str, Any]]:
+def _gather(own: list[Any], trainer: Trainer) -> list[Any]:
     if trainer.world_size == 1:
-        return items
+        return own
     parts: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(parts, items)
+    torch.distributed.all_gather_object(parts, own)
     return [item for part in parts for item in part]

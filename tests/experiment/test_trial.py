@@ -45,6 +45,11 @@ def test_a_run_keeps_the_contracts(run, capsys):
     assert keys <= rows[-1].keys()
     items = [json.loads(line) for line in folder.predictions.read_text().splitlines()]
     assert len(items) == 2 * 4 and {"step", "origin", "reference", "prediction", "exact_match"} <= items[0].keys()
+    kept = json.loads(folder.items.read_text())
+    assert kept["step"] == 4 and set(kept["origin"]) >= {item["origin"] for item in items}
+    assert sum(kept["loss"]) / sum(kept["tokens"]) == pytest.approx(summary["val"]["val/loss"], rel=1e-5)
+    matches = [match for match in kept["exact_match"] if match is not None]
+    assert len(matches) == 4 and sum(matches) / 4 == summary["val"]["val/exact_match"]
 
 
 @pytest.mark.slow

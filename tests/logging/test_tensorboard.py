@@ -34,6 +34,23 @@ def test_rows_become_curves_in_the_run_folder(tmp_path: Path) -> None:
     assert "rank: 8" in (tmp_path / "tensorboard" / "hparams.yaml").read_text()
 
 
+def test_the_table_of_runs_has_settings_and_results(tmp_path: Path) -> None:
+    """HParams: settings flat, and the figures that the run ended with."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    loggers = build(TensorboardConfig(), make_run(tmp_path))
+    log_row(loggers, {"step": 8, "val/loss": 0.25})
+    finish(loggers, 0, {"best": 0.25, "tokens_per_s": 100.0, "missing": None})
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    told = events.PluginTagToContent("hparams")
+    settings = HParamsPluginData.FromString(told["_hparams_/session_start_info"]).session_start_info.hparams
+    assert settings["tuner/rank"].number_value == 8 and settings["tuner/name"].string_value == "lora"
+    metrics = HParamsPluginData.FromString(told["_hparams_/experiment"]).experiment.metric_infos
+    assert {info.name.tag for info in metrics} == {"summary/best", "summary/tokens_per_s"}
+    assert curve(tmp_path, "summary/best")[0][1] == 0.25 and curve(tmp_path, "val/loss") == [(8, 0.25)]
+
+
 def test_a_resumed_run_shows_each_step_once(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     for attempt, steps in enumerate((range(1, 8), range(5, 10))):

@@ -1,0 +1,1 @@
+"""`python -m harness.report`: what the trials of sweeps say together, and how sure it is."""

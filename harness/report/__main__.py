@@ -1,0 +1,87 @@
+"""`python -m harness.report FOLDER...`: the table on the console, report.csv, pictures and report.html."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UserError, tell
+
+_USAGE = """\
+python -m harness.report [--metric NAME] [--tuned KEY]... [--out FOLDER] FOLDER [FOLDER ...]
+
+Compares the trials of sweeps, or of single runs: those that completed are counted, all are shown. Works while they run.
+
+Examples
+  python -m harness.report outputs/multirun/2026-01-31_10-00-00
+  python -m harness.report --metric val/exact_match outputs/multirun/lora outputs/multirun/dora
+
+Flags
+  --metric NAME   what to compare by; default: the study's metric, else trainer.monitor
+  --tuned KEY     an axis at whose best value a method is taken; default: the learning rates; repeat for several
+  --out FOLDER    where report.html, report.csv and the pictures go; default: the first folder
+  --no-pictures   leave the PNGs out
+  --help          this text
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0, 2 where a folder or a flag can not be used, 130 after Ctrl-C."""
+    try:
+        asked = _parse(sys.argv[1:] if arguments is None else arguments)
+        if asked.help:
+            print(_USAGE, end="")
+            return 0
+        if not asked.folders:
+            raise UserError("no folder given; see python -m harness.report --help")
+        _write(asked)
+        return 0
+    except UserError as error:
+        tell(error)
+        return 2
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong as every other mistake is said."""
+
+    def error(self, message: str) -> Any:
+        raise UserError(f"{message}; see python -m harness.report --help")
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(prog="python -m harness.report", add_help=False, allow_abbrev=False)
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--metric")
+    parser.add_argument("--tuned", action="append")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--no-pictures", action="store_true")
+    parser.add_argument("folders", nargs="*", type=Path)
+    return parser.parse_intermixed_args(arguments)
+
+
+def _write(asked: argparse.Namespace) -> None:
+    from harness.report import page, table
+    from harness.report.analysis import analyse
+
+    report = analyse(asked.folders, metric=asked.metric, tuned=asked.tuned)
+    out = asked.out or asked.folders[0]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        table.write_csv(report, out / "report.csv")
+        (out / "report.html").write_text(page.render(report), encoding="utf-8")
+        if not asked.no_pictures:
+            from harness.report.picture import draw
+
+            draw(report, out)
+    except OSError as error:
+        raise UserError(f"--out {out}: can not be written: {error.strerror}") from error
+    print(table.text(report))
+    print(f"report: {out / 'report.html'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
