@@ -53,11 +53,13 @@ def outlook(trials: Sequence[Trial], jobs: int, guess_s: float | None) -> str:
     counts += [f"{len(begun)} begun"] if begun else []
     counts.append(f"{jobs} at a time")
     text = ", ".join(counts)
-    seconds = [trial.run.read_summary().get("wall_time_s", 0.0) for trial in over]
+    seconds = [trial.run.read_summary()["wall_time_s"] for trial in over if trial.state == "completed"]
     if open_trials == 0:
         return text
     if seconds:
-        return f"{text}: about {_span(statistics.median(seconds) * -(-open_trials // jobs))} (median of those over)"
+        return (
+            f"{text}: about {_span(statistics.median(seconds) * -(-open_trials // jobs))} (median of those completed)"
+        )
     if guess_s is not None:
         return f"{text}: about {_span(guess_s * -(-open_trials // jobs))} (the study's guess)"
     return text

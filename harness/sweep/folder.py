@@ -72,6 +72,12 @@ class SweepFolder:
             remedy = f"wait for it, or end it with python -m harness.sweep cancel {self.path}"
             raise UserError(f"{self.path}: a sweep runs in this folder ({who}); {remedy}") from error
 
+    def unlock(self) -> None:
+        """Lets others in; the end of the process does the same."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
     @property
     def is_locked(self) -> bool:
         """Whether a process runs the sweep."""
