@@ -34,18 +34,27 @@ def main() -> int:
         overrides = resume.apply(overrides)
         task = Task(command=sys.argv[1:], study=study)
         if not any(getattr(args, flag, None) for flag in _UNCHECKED):
-            arms: list[list[str]] = [[]] if study is None else study.arms
-            task.checked = compose.check_all(compose.grid(overrides, arms) if args.multirun else [overrides])
+            task.checked = compose.check_all(_asked(overrides, study) if args.multirun else [overrides])
             if args.cfg is None:
                 task.meeting = _meeting(next(iter(task.checked.values())), multirun=args.multirun)
         if args.multirun:
-            from harness.sweep import grid, launcher  # noqa: F401 - Hydra's plugins
+            from harness.sweep import grid, launcher, search  # noqa: F401 - Hydra's plugins
 
             overrides += swept(overrides)
         return _start([*flags, *overrides], task)
     except UserError as error:
         tell(error)
         return 2
+
+
+def _asked(overrides: Sequence[str], study: "studies.Study | None") -> list[list[str]]:
+    """Returns the trials of a grid; of another sweeper's those that try each value."""
+    sweepers = [item.partition("=")[2] for item in overrides if item.startswith("hydra/sweeper=")]
+    if sweepers[-1:] in ([], ["grid"], ["basic"]):
+        return compose.grid(overrides, [[]] if study is None else study.arms)
+    if study is not None and study.methods:
+        raise UserError(f"sweep={study.name}: has methods, which only hydra/sweeper=grid combines with axes")
+    return compose.probes(overrides)
 
 
 def _meeting(run: RunConfig, *, multirun: bool) -> Meeting | None:

@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
@@ -93,6 +93,32 @@ def grid(overrides: Sequence[str], arms: Sequence[Sequence[str]] = ((),)) -> lis
         own = [item for item in parse(arm) if item.key_or_group not in given]
         trials += [trial for batch in BasicSweeper.split_arguments([*own, *task], None) for trial in batch]
     return trials
+
+
+def probes(overrides: Sequence[str]) -> list[list[str]]:
+    """Returns trials that try each value of a sweep once, and both ends of an interval: not their combinations.
+
+    Args:
+        overrides: What stands behind `python -m harness`, without flags.
+
+    Raises:
+        UserError: An override can not be read.
+    """
+    swept = _swept_values(overrides)
+    fixed = [item for item in grid(overrides)[0] if item.partition("=")[0] not in swept]
+    base = {key: values[0] for key, values in swept.items()}
+    points = [base] + [base | {key: value} for key, values in swept.items() for value in values[1:]]
+    return [[*fixed, *(f"{key}={value}" for key, value in point.items())] for point in points]
+
+
+def _swept_values(overrides: Sequence[str]) -> dict[str, list[str]]:
+    values = {}
+    for item in parse(overrides):
+        if item.is_sweep_override():
+            sweep = item.value()
+            ends = [str(sweep.start), str(sweep.end)] if isinstance(sweep, IntervalSweep) else None
+            values[item.get_key_element()] = ends or [str(value) for value in item.sweep_string_iterator()]
+    return values
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:

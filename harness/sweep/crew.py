@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from harness.config import RunConfig, config_hash, to_run_config
 from harness.errors import EXIT_CRASH, EXIT_USER, UserError
+from harness.experiment.end import write_end
 from harness.experiment.launch import Task
 from harness.sweep.console import Progress, outlook
 from harness.sweep.folder import SweepFolder
@@ -57,6 +58,8 @@ class Crew:
     progress: Progress = field(init=False)
     places: Places = field(init=False)
     _gpus: dict[str, list[str]] = field(default_factory=dict, init=False)
+    _pruned: dict[str, str] = field(default_factory=dict, init=False)
+    """Why, by identity."""
 
     def __post_init__(self) -> None:
         self.sweep.lock()
@@ -103,20 +106,17 @@ class Crew:
         self._write_plan()
         return planned
 
-    def divide(self, trials: Sequence[Trial], number: int) -> None:
-        """Divides the machine among trials like these, and says what is to be done.
+    def divide(self, configs: Sequence[RunConfig], number: int) -> None:
+        """Divides the machine among trials like these.
 
         Args:
-            trials: Some or all of them.
+            configs: Of some or all of them.
             number: How many there will be.
         """
-        uses_gpu = not self.share.alone and any(
-            trial.config.trainer.accelerator is not Accelerator.cpu for trial in trials
-        )
-        devices = max((trial.config.trainer.devices for trial in trials), default=1)
+        on_gpu = not self.share.alone and any(item.trainer.accelerator is not Accelerator.cpu for item in configs)
+        devices = max((item.trainer.devices for item in configs), default=1)
         jobs = 1 if self.share.alone else self.share.jobs
-        gpus = visible_gpus() if uses_gpu else []
-        self.places = Places.of_machine(jobs, self.share.per_gpu, gpus, devices, number)
+        self.places = Places.of_machine(jobs, self.share.per_gpu, visible_gpus() if on_gpu else [], devices, number)
 
     def run(self, trials: Sequence[Trial]) -> None:
         """Runs those that are not over, side by side.
@@ -125,7 +125,7 @@ class Crew:
             KeyboardInterrupt: A signal asked for an end, and all have ended.
         """
         queue = deque(dict.fromkeys(trial.identity for trial in trials if not trial.is_final))
-        self.divide(trials, len(queue))
+        self.divide([trial.config for trial in trials], len(queue))
         guess = self.task.study.trial_seconds if self.task.study is not None else None
         print(f"{self.sweep.path}: {outlook(trials, self.places.jobs, guess)}", flush=True)
         while queue or len(self.pool):
@@ -160,11 +160,29 @@ class Crew:
         ended = self.pool.poll()
         for item in ended:
             self.places.give_back(self._gpus.pop(item.trial.identity))
-            self.task.codes.append(item.code)
+            self.task.codes.append(0 if self._was_pruned(item) else item.code)
             self.progress.ends(item)
         if self.signals:
             self._end_all()
         return ended
+
+    def prune(self, trial: Trial, reason: str) -> None:
+        """Ends a trial that is not worth its time; it does not count as failed."""
+        if trial.identity not in self._pruned:
+            self._pruned[trial.identity] = reason
+            self.pool.stop(signal.SIGTERM, trial)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another trial may start."""
+        return not self.signals and len(self.pool) < self.places.jobs
+
+    def _was_pruned(self, ended: Ended) -> bool:
+        reason = self._pruned.pop(ended.trial.identity, None)
+        if reason is None or ended.code == 0:
+            return False
+        write_end(ended.trial.run, ended.trial.config, "pruned", reason, time.time() - ended.seconds)
+        return True
 
     def _end_all(self) -> None:
         number, at = self.signals[0]

@@ -6,12 +6,15 @@ an eighth folder beside conf/ and harness/, so `adopt` makes its module where a 
 
 import importlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from enum import Enum
 from types import ModuleType
+from typing import get_origin
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.plugin import Plugin
+from omegaconf import DictConfig, OmegaConf
 
 _MODULE = "hydra_plugins.harness"
 
@@ -46,12 +49,69 @@ class GridConf:
     _target_: str = f"{_MODULE}.GridSweeper"
 
 
+class Sampler(Enum):
+    """Who proposes the next trial."""
+
+    tpe = "tpe"
+    cmaes = "cmaes"
+    random = "random"
+
+
+class Pruner(Enum):
+    """Who ends a trial that lags behind the others at the same step."""
+
+    none = "none"
+    asha = "asha"
+    hyperband = "hyperband"
+
+
+class Direction(Enum):
+    """What is better."""
+
+    minimize = "minimize"
+    maximize = "maximize"
+
+
+@dataclass(kw_only=True, slots=True)
+class OptunaConf:
+    """`hydra/sweeper=optuna`: each trial is proposed from the values of those before it, kept in the sweep folder."""
+
+    _target_: str = f"{_MODULE}.OptunaSweeper"
+    trials: int = 20
+    """Trials in all, those of starts before this one, failed and pruned ones included."""
+    sampler: Sampler = Sampler.tpe
+    """tpe (2011, Bergstra), which takes choices and several objectives; cmaes for numbers alone; random."""
+    startup: int = 10
+    """Random trials before tpe proposes."""
+    pruner: Pruner = Pruner.none
+    """asha (1810.05934) or hyperband (1603.06560), on `trainer.monitor` after each validation."""
+    min_steps: int = 1
+    """Optimiser steps before a trial may be pruned."""
+    reduction: int = 3
+    """One of so many trials goes on at each rung."""
+    objectives: dict[str, Direction] = field(default_factory=dict)
+    """Keys of summary.json or of its `val`, as {val/loss: minimize, trainable_parameters: minimize}; empty:
+    trainer.monitor alone."""
+    seed: int = 0
+    """Of the proposals."""
+
+
+def _open_maps(config: type) -> DictConfig:
+    """Returns a schema in which `{a: 1}` adds to a map, whose keys are the user's own."""
+    schema = OmegaConf.structured(config)
+    for item in fields(config):
+        if get_origin(item.type) is dict:
+            OmegaConf.set_struct(schema[item.name], False)
+    return schema
+
+
 for _group, _name, _node in (
     ("hydra/launcher", "serial", SerialConf),
     ("hydra/launcher", "pool", PoolConf),
     ("hydra/sweeper", "grid", GridConf),
+    ("hydra/sweeper", "optuna", OptunaConf),
 ):
-    ConfigStore.instance().store(group=_group, name=_name, node=_node, provider="harness")
+    ConfigStore.instance().store(group=_group, name=_name, node=_open_maps(_node), provider="harness")
 
 
 def adopt(plugin: type[Plugin]) -> None:
