@@ -17,9 +17,7 @@ from harness import compose, registry
 from harness.errors import UserError, reject
 from harness.trainer.standard import METRICS, badness
 
-STUDIES = next(
-    path for path in (registry.CONF.parent / "sweeps", registry.CONF.parent.parent / "sweeps") if path.is_dir()
-)
+STUDIES = registry.CONF.parent / "sweeps"
 """The folder of shipped studies: beside conf/, in an installed wheel and in a checkout."""
 _KEY, _DIR = "sweep", "hydra.sweep.dir"
 

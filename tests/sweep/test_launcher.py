@@ -173,3 +173,17 @@ def test_a_launcher_can_not_be_of_nothing(sweep, override, message):
 def test_hydras_own_launcher_is_refused(sweep):
     result = sweep("hydra/launcher=basic", *SHORT, "seed=1,2")
     assert result.returncode == 2 and "trains trials in one process; use serial or pool" in result.err
+
+
+@pytest.mark.gpu
+def test_trials_on_gpus_see_their_own_alone(sweep):
+    """With as many trials as GPUs, each has one; what a trial sees is a name that the parent saw."""
+    from harness.sweep.places import visible_gpus
+
+    gpus = visible_gpus()
+    result = sweep("hydra/launcher=pool", *SHORT, f"seed=range({len(gpus) + 1})")
+    assert result.returncode == 0, result.err
+    assert f"{len(gpus) + 1} trials, {len(gpus)} at a time" in result.out
+    seen = [(trial / "environment.txt").read_text().splitlines() for trial in sweep.trials()]
+    visible = [line.partition("=")[2] for lines in seen for line in lines if line.startswith("CUDA_VISIBLE_DEVICES=")]
+    assert set(visible) == set(gpus) and len(visible) == len(gpus) + 1
