@@ -6,16 +6,16 @@ from collections.abc import Sequence
 
 import hydra
 from hydra._internal.utils import get_args_parser
-from omegaconf import DictConfig
 
 from harness import compose, registry
 from harness.config import RunConfig, config_hash
 from harness.errors import UserError, tell
 from harness.experiment import resume
-from harness.experiment.launch import Launcher, become_trial, swept
+from harness.experiment.launch import Task, become_trial, swept
 from harness.experiment.meeting import Meeting, called
 from harness.experiment.rank import given
 from harness.help import render_help
+from harness.sweep import study as studies
 
 _UNCHECKED = ("hydra_help", "version", "info", "shell_completion", "config_path", "config_name", "config_dir")
 """Hydra flags that show something of Hydra's, or read configs from elsewhere: left to Hydra alone."""
@@ -29,17 +29,32 @@ def main() -> int:
         if args.help:
             print(render_help(args.overrides))
             return 0
-        meeting = None
-        overrides = resume.apply(args.overrides)
-        if not any(getattr(args, flag, None) for flag in _UNCHECKED):
-            checked = compose.check(overrides, multirun=args.multirun)
-            if args.cfg is None:
-                meeting = _meeting(checked[0], multirun=args.multirun)
         flags = [argument for argument in sys.argv[1:] if argument not in args.overrides]
-        return _start(flags, [*overrides, *(swept(overrides) if args.multirun else [])], meeting)
+        study, overrides = studies.apply(args.overrides, multirun=args.multirun)
+        overrides = resume.apply(overrides)
+        task = Task(command=sys.argv[1:], study=study)
+        if not any(getattr(args, flag, None) for flag in _UNCHECKED):
+            task.checked = compose.check_all(_asked(overrides, study) if args.multirun else [overrides])
+            if args.cfg is None:
+                task.meeting = _meeting(next(iter(task.checked.values())), multirun=args.multirun)
+        if args.multirun:
+            from harness.sweep import grid, launcher, search  # noqa: F401 - Hydra's plugins
+
+            overrides += swept(overrides)
+        return _start([*flags, *overrides], task)
     except UserError as error:
         tell(error)
         return 2
+
+
+def _asked(overrides: Sequence[str], study: "studies.Study | None") -> list[list[str]]:
+    """Returns the trials of a grid; of another sweeper's those that try each value."""
+    sweepers = [item.partition("=")[2] for item in overrides if item.startswith("hydra/sweeper=")]
+    if sweepers[-1:] in ([], ["grid"], ["basic"]):
+        return compose.grid(overrides, [[]] if study is None else study.arms)
+    if study is not None and study.methods:
+        raise UserError(f"sweep={study.name}: has methods, which only hydra/sweeper=grid combines with axes")
+    return compose.probes(overrides)
 
 
 def _meeting(run: RunConfig, *, multirun: bool) -> Meeting | None:
@@ -59,23 +74,17 @@ def _meeting(run: RunConfig, *, multirun: bool) -> Meeting | None:
     return meeting
 
 
-def _start(flags: Sequence[str], overrides: Sequence[str], meeting: Meeting | None) -> int:
-    """Hands the command line to Hydra, which makes the folders and calls the launcher."""
-    launcher = Launcher(meeting)
-
-    @hydra.main(config_path=str(registry.CONF), config_name=compose.ROOT, version_base="1.3")
-    def task(cfg: DictConfig) -> float | None:
-        return launcher.start(cfg)
-
-    sys.argv[1:] = [*flags, *overrides]
+def _start(arguments: Sequence[str], task: Task) -> int:
+    """Hands the command line to Hydra, which makes the folders and calls the task, or the launcher of a multirun."""
+    sys.argv[1:] = arguments
     try:
-        task()
+        hydra.main(config_path=str(registry.CONF), config_name=compose.ROOT, version_base="1.3")(task)()
     except KeyboardInterrupt:
-        launcher.finish()
-        return 128 + signal.SIGINT
+        task.finish()
+        return 128 + (task.ended_by or signal.SIGINT)
     except OSError as error:
         raise UserError(f"the run folder can not be made: {error}") from error
-    return launcher.finish()
+    return task.finish()
 
 
 if __name__ == "__main__":

@@ -2,13 +2,14 @@
 
 import dataclasses
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any, get_args, get_origin
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
@@ -16,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException, ValidationError
 from harness import registry
 from harness.config import RunConfig, to_run_config
 from harness.errors import UserError, reject
+from harness.sweep import plugin  # noqa: F401 - options that conf/config.yaml chooses
 
 ROOT = "config"
 """Name of the root YAML file in `conf/`."""
@@ -42,15 +44,100 @@ def check(overrides: Sequence[str], *, multirun: bool) -> list[RunConfig]:
         overrides: What stands behind `python -m harness`, without flags.
         multirun: Whether `tuner.rank=4,8` is a sweep; otherwise it is refused.
     """
-    trials = list(_trials(overrides)) if multirun else [list(overrides)]
-    checked = []
+    return list(check_all(grid(overrides) if multirun else [list(overrides)]).values())
+
+
+def check_all(trials: Sequence[Sequence[str]]) -> dict[tuple[str, ...], RunConfig]:
+    """Composes and validates trials; returns each one's config by its overrides.
+
+    Raises:
+        UserError: Some can not run: all mistakes at once, each with the first trial that makes it.
+    """
+    checked: dict[tuple[str, ...], RunConfig] = {}
+    mistakes: dict[str, list[Sequence[str]]] = {}
+    causes = []
     for trial in trials:
         try:
-            checked.append(to_run_config(compose_config(trial)))
+            checked[tuple(trial)] = to_run_config(compose_config(trial))
         except UserError as error:
-            which = f"in the trial {' '.join(trial)}: " if len(trials) > 1 else ""
-            raise UserError(f"{which}{error}") from error
+            mistakes.setdefault(str(error), []).append(trial)
+            causes.append(error)
+    if mistakes:
+        lines = [f"{_which(found, len(trials))}{message}" for message, found in mistakes.items()]
+        raise UserError("\nerror: ".join(lines)) from causes[0]
     return checked
+
+
+def grid(overrides: Sequence[str], arms: Sequence[Sequence[str]] = ((),)) -> list[list[str]]:
+    """Returns the overrides of each trial: every combination of comma-separated values, within every arm.
+
+    A distribution (`interval(...)`) is a sweeper's own matter and is left at the default; so are Hydra's own overrides,
+    which configure the sweep as a whole and can not be composed per trial without its node.
+
+    Args:
+        overrides: What stands behind `python -m harness`, without flags.
+        arms: Overrides that vary together; those of the command line win.
+
+    Raises:
+        UserError: An override can not be read.
+    """
+    task = [
+        item
+        for item in parse(overrides)
+        if (not item.is_sweep_override() or item.is_discrete_sweep())
+        and not item.get_key_element().lstrip("+~").startswith("hydra")
+    ]
+    given = {item.key_or_group for item in task}
+    trials = []
+    for arm in arms:
+        own = [item for item in parse(arm) if item.key_or_group not in given]
+        trials += [trial for batch in BasicSweeper.split_arguments([*own, *task], None) for trial in batch]
+    return trials
+
+
+def probes(overrides: Sequence[str]) -> list[list[str]]:
+    """Returns trials that try each value of a sweep once, and both ends of an interval: not their combinations.
+
+    Args:
+        overrides: What stands behind `python -m harness`, without flags.
+
+    Raises:
+        UserError: An override can not be read.
+    """
+    swept = _swept_values(overrides)
+    fixed = [item for item in grid(overrides)[0] if item.partition("=")[0] not in swept]
+    base = {key: values[0] for key, values in swept.items()}
+    points = [base] + [base | {key: value} for key, values in swept.items() for value in values[1:]]
+    return [[*fixed, *(f"{key}={value}" for key, value in point.items())] for point in points]
+
+
+def _swept_values(overrides: Sequence[str]) -> dict[str, list[str]]:
+    values = {}
+    for item in parse(overrides):
+        if item.is_sweep_override():
+            sweep = item.value()
+            ends = [str(sweep.start), str(sweep.end)] if isinstance(sweep, IntervalSweep) else None
+            values[item.get_key_element()] = ends or [str(value) for value in item.sweep_string_iterator()]
+    return values
+
+
+def parse(overrides: Sequence[str]) -> list[Override]:
+    """Parses overrides by Hydra's grammar.
+
+    Raises:
+        UserError: One can not be read.
+    """
+    try:
+        return OverridesParser.create().parse_overrides(list(overrides))
+    except OverrideParseException as error:
+        raise _explain(error, overrides) from error
+
+
+def _which(trials: Sequence[Sequence[str]], of: int) -> str:
+    if of == 1:
+        return ""
+    others = f" and {len(trials) - 1} more" if len(trials) > 1 else ""
+    return f"in the trial {' '.join(trials[0])}{others}: "
 
 
 def type_text(hint: Any) -> str:
@@ -70,18 +157,6 @@ def type_text(hint: Any) -> str:
 def _compose(overrides: Sequence[str]) -> DictConfig:
     with initialize_config_dir(str(registry.CONF), version_base="1.3"):
         return compose(ROOT, list(overrides))
-
-
-def _trials(overrides: Sequence[str]) -> Iterator[list[str]]:
-    """Expands a grid; a distribution (`interval(...)`) is a sweeper's own matter and is left at the default."""
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except OverrideParseException as error:
-        raise _explain(error, overrides) from error
-    discrete = [item for item in parsed if not item.is_sweep_override() or item.is_discrete_sweep()]
-    # Hydra's own overrides configure the sweep as a whole and can not be composed per trial without its node.
-    task = [item for item in discrete if not item.get_key_element().lstrip("+~").startswith("hydra")]
-    yield from (trial for batch in BasicSweeper.split_arguments(task, None) for trial in batch)
 
 
 def _explain(error: Exception, overrides: Sequence[str]) -> UserError:

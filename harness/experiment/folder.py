@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,10 +68,20 @@ class RunFolder:
             UserError: Another process holds the folder.
         """
         self._lock = open(self.path / "run.lock", "a+", encoding="utf-8")  # noqa: SIM115 - held for the whole run
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"{self.path}: another process is running in this folder") from error
+        for is_last in (False, False, True):
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError as error:
+                if is_last:
+                    raise UserError(f"{self.path}: another process is running in this folder") from error
+                # Somebody may just be looking, as `is_held` does.
+                time.sleep(0.05)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a process, on this machine or another that sees the lock, runs in the folder."""
+        return is_held(self.path / "run.lock")
 
     def unlock(self) -> None:
         """Lets others in; the end of the process does the same."""
@@ -104,6 +115,18 @@ class RunFolder:
             exit_reason=None,
         )
         return attempt
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a process holds a lock file; that of a process that is gone is free by itself."""
+    if not lock.is_file():
+        return False
+    with open(lock, encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,18 +1,17 @@
-"""Starts trials as processes of their own and, after a multirun, compares them.
+"""What Hydra calls: a single run becomes a process on its frozen config; the trials of a multirun are compared.
 
 A trial inside the multirun's process would inherit its ranks, its random state and its leftovers: with two devices
-Lightning would even train it on one process without a word.
+Lightning would even train it on one process without a word. `harness.sweep` starts each as a process of its own.
 """
 
 import math
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -20,12 +19,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from harness import STARTED, config
-from harness.errors import EXIT_USER, UserError, tell
+from harness.errors import EXIT_CRASH, EXIT_USER, UserError, tell
 from harness.experiment.failure import clear
 from harness.experiment.folder import RunFolder
 from harness.experiment.meeting import Meeting
-from harness.experiment.rank import PARENT, without_ranks
 from harness.trainer.standard import badness
+
+if TYPE_CHECKING:
+    from harness.sweep.study import Study
 
 _TRIAL = (sys.executable, "-m", "harness.experiment.trial")
 
@@ -35,51 +36,49 @@ OmegaConf.register_new_resolver(
 
 
 @dataclass(slots=True)
-class Launcher:
-    """The task function of Hydra's run and multirun."""
+class Task:
+    """The task function of Hydra's run and multirun, and what passes between the command line and Hydra's plugins."""
 
     meeting: Meeting | None = None
     """With the other processes that were started for a single run."""
+    command: list[str] = field(default_factory=list)
+    """Behind `python -m harness`."""
+    study: "Study | None" = None
+    """That a multirun was asked for by."""
+    checked: dict[tuple[str, ...], config.RunConfig] = field(default_factory=dict)
+    """Trials of a grid by their overrides."""
     trials: list[Path] = field(default_factory=list)
-    """Folders of the multirun's trials so far."""
+    """Folders of the multirun's trials so far, also of those that were over before."""
     codes: list[int] = field(default_factory=list)
     """Exit codes of those that ended."""
+    ended_by: int | None = None
+    """Signal that ended the multirun."""
 
-    def start(self, cfg: DictConfig) -> float | None:
-        """Freezes one trial's config in its folder and starts it.
-
-        A single run replaces this process, so signals and the exit code are the trial's own.
-
-        Returns:
-            In a multirun, the trial's last value of `trainer.monitor`, or None if it has none.
-        """
+    def __call__(self, cfg: DictConfig) -> None:
+        """Freezes a single run's config in its folder and becomes it: signals and the exit code are the run's own."""
         hydra = HydraConfig.get()
         folder = Path(hydra.runtime.output_dir)
-        config.save(cfg, folder / "config.yaml")
-        if hydra.mode is not RunMode.MULTIRUN:
-            try:
-                become_trial(folder, self.meeting)
-            except UserError as error:
-                # Hydra would show where it was raised.
-                tell(error)
-                sys.exit(EXIT_USER)
-        self.trials.append(folder)
-        print(f"trial {len(self.trials)}: {' '.join(hydra.overrides.task)}", flush=True)
-        own = without_ranks() | {PARENT: str(os.getpid())}
-        self.codes.append(_wait(subprocess.Popen([*_TRIAL, str(folder)], env=own)))
-        return _monitored(read_summary(folder), cfg.trainer.monitor)
+        try:
+            if hydra.mode is RunMode.MULTIRUN:
+                raise UserError("hydra/launcher=basic: trains trials in one process; use serial or pool")
+            config.save(cfg, folder / "config.yaml")
+            become_trial(folder, self.meeting)
+        except UserError as error:
+            # Hydra would show where it was raised.
+            tell(error)
+            sys.exit(EXIT_USER)
 
     def finish(self) -> int:
         """Prints the comparison after a multirun; returns 0 if every trial completed, 2 if all that failed did by 2."""
         if not self.trials:
-            return 0
+            return EXIT_USER if self.codes else 0
         summaries = {folder: read_summary(folder) for folder in self.trials}
         print(comparison(summaries))
         print(f"run: {self.trials[0].parent}", flush=True)
         failed = {code for code in self.codes if code != 0}
         if not failed:
             return 0
-        return 2 if failed == {2} else 1
+        return EXIT_USER if failed == {EXIT_USER} else EXIT_CRASH
 
 
 def become_trial(folder: Path, meeting: Meeting | None) -> NoReturn:
@@ -103,15 +102,6 @@ def swept(overrides: Sequence[str]) -> list[str]:
     return [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(constant)}]"] if constant else []
 
 
-def _wait(process: "subprocess.Popen[bytes]") -> int:
-    """Waits for a trial; on Ctrl-C, which the trial gets as well, long enough for it to write how it ended."""
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        process.wait(timeout=60)
-        raise
-
-
 def read_summary(folder: Path) -> dict[str, Any]:
     """Returns a run's summary, or a failed one where the process ended without writing any."""
     return RunFolder(folder).read_summary() or {"status": "failed"}
@@ -124,7 +114,7 @@ def comparison(summaries: dict[Path, dict[str, Any]]) -> str:
     metric = next((s["best"]["metric"] for s in summaries.values() if s.get("best")), "val/loss")
 
     def order(item: tuple[Path, dict[str, Any]]) -> float:
-        value = _monitored(item[1], metric)
+        value = monitored(item[1], metric)
         return badness(metric, value) if value is not None and math.isfinite(value) else math.inf
 
     rows = []
@@ -137,7 +127,8 @@ def comparison(summaries: dict[Path, dict[str, Any]]) -> str:
     return render(f"trials, best first by the last {metric}", columns, rows)
 
 
-def _monitored(summary: dict[str, Any], metric: str) -> float | None:
+def monitored(summary: dict[str, Any], metric: str) -> float | None:
+    """Returns the last value of a metric, if it was measured."""
     return (summary.get("val") or {}).get(metric)
 
 

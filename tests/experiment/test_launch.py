@@ -8,7 +8,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from harness.experiment.launch import Launcher, comparison, read_summary, swept
+from harness.experiment.launch import Task, comparison, read_summary, swept
 
 
 def completed(loss, match=None, metric="val/loss"):
@@ -78,7 +78,7 @@ def test_the_exit_code_tells_mistakes_from_crashes(tmp_path, capsys, codes, expe
     for trial, code in zip(trials, codes, strict=True):
         trial.mkdir()
         (trial / "summary.json").write_text(json.dumps({"status": "failed"} if code else completed(0.5)))
-    assert Launcher(None, trials, codes).finish() == expected
+    assert Task(trials=trials, codes=codes).finish() == expected
     output = capsys.readouterr().out
     assert output.splitlines()[-1] == f"run: {tmp_path}"
     assert len(order(output)) == len(codes)
@@ -86,7 +86,7 @@ def test_the_exit_code_tells_mistakes_from_crashes(tmp_path, capsys, codes, expe
 
 def test_no_trial_means_success():
     """As after `--cfg job`, which Hydra answers itself."""
-    assert Launcher().finish() == 0
+    assert Task().finish() == 0
 
 
 @pytest.mark.parametrize(

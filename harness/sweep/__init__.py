@@ -1,0 +1,1 @@
+"""Sweeps: studies, the trials they ask for, who samples them, and what runs them side by side."""

@@ -1,0 +1,73 @@
+"""`hydra/launcher=serial` and `pool`: Hydra's seam to the processes of a sweep.
+
+Hydra's own launcher runs trials inside its process, one after the other. Here each is a process of its own on a frozen
+config, known by what it computes: in a folder that was swept before, those that are over are not started, and those
+that died go on.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from harness.errors import EXIT_USER, UserError, reject, tell
+from harness.experiment.launch import Task, monitored
+from harness.sweep.crew import Crew, Share, open_sweep
+from harness.sweep.plugin import adopt
+from harness.sweep.pool import Pool
+from harness.sweep.trial import Trial
+
+
+class PoolLauncher(Launcher):
+    """Runs trials side by side."""
+
+    alone = False
+
+    def __init__(self, memory_gib: float | None, jobs: int | None = 1, per_gpu: int = 1) -> None:
+        """Args: as in `PoolConf`."""
+        self.memory_gib, self.jobs, self.per_gpu = memory_gib, jobs, per_gpu
+        self.crew: Crew
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Opens the sweep folder, which no other sweep may run in."""
+        assert isinstance(task_function, Task)
+        try:
+            for key in ("jobs", "per_gpu", "memory_gib"):
+                value = getattr(self, key)
+                if value is not None and value <= 0:
+                    raise reject(f"hydra.launcher.{key}", value, "must be more than 0")
+            share = Share(jobs=self.jobs, per_gpu=self.per_gpu, alone=self.alone)
+            pool = Pool(memory_gib=self.memory_gib)
+            self.crew = Crew(hydra_context, config, task_function, share, pool, open_sweep(config))
+        except UserError as error:
+            # Hydra would show where it was raised.
+            tell(error)
+            sys.exit(EXIT_USER)
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Runs trials to their end; the value of each is its last one of `trainer.monitor`, or None."""
+        planned = self.crew.plan(job_overrides, initial_job_idx)
+        self.crew.run([trial for trial in planned if trial is not None])
+        return [_returned(overrides, trial) for overrides, trial in zip(job_overrides, planned, strict=True)]
+
+
+class SerialLauncher(PoolLauncher):
+    """Runs one trial after the other."""
+
+    alone = True
+
+
+def _returned(overrides: Sequence[str], trial: Trial | None) -> JobReturn:
+    value = None if trial is None else monitored(trial.run.read_summary(), trial.config.trainer.monitor)
+    # A failed trial ends no sweep, which Hydra's FAILED would.
+    job = JobReturn(overrides=list(overrides), working_dir=os.getcwd(), status=JobStatus.COMPLETED)
+    job.return_value = value
+    return job
+
+
+adopt(PoolLauncher)
+adopt(SerialLauncher)

@@ -1,0 +1,128 @@
+"""Options of `hydra/launcher` and `hydra/sweeper`; the classes behind them are given to Hydra where a sweep starts.
+
+Hydra takes plugins from modules below `hydra_plugins` alone, and imports them by name. A package of that name would be
+an eighth folder beside conf/ and harness/, so `adopt` makes its module where a sweep starts.
+"""
+
+import importlib
+import sys
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from types import ModuleType
+from typing import get_origin
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.plugin import Plugin
+from omegaconf import DictConfig, OmegaConf
+
+_MODULE = "hydra_plugins.harness"
+
+
+@dataclass(kw_only=True, slots=True)
+class SerialConf:
+    """`hydra/launcher=serial`: one trial after the other, each with the console and the whole machine."""
+
+    _target_: str = f"{_MODULE}.SerialLauncher"
+    memory_gib: float | None = None
+    """GiB of host memory (private pages of all its processes together) at which a trial is killed; null for no limit.
+    Measured twice a second."""
+
+
+@dataclass(kw_only=True, slots=True)
+class PoolConf:
+    """`hydra/launcher=pool`: trials side by side, each with its own GPUs or its share of the cores."""
+
+    _target_: str = f"{_MODULE}.PoolLauncher"
+    jobs: int | None = None
+    """Trials side by side. null: as many as have GPUs of their own; on the CPU a core for each process, 8 at most."""
+    per_gpu: int = 1
+    """Trials that may share a GPU."""
+    memory_gib: float | None = None
+    """As for serial."""
+
+
+@dataclass(kw_only=True, slots=True)
+class GridConf:
+    """`hydra/sweeper=grid`: every combination of the values given, of every arm of a study."""
+
+    _target_: str = f"{_MODULE}.GridSweeper"
+
+
+class Sampler(Enum):
+    """Who proposes the next trial."""
+
+    tpe = "tpe"
+    cmaes = "cmaes"
+    random = "random"
+
+
+class Pruner(Enum):
+    """Who ends a trial that lags behind the others at the same step."""
+
+    none = "none"
+    asha = "asha"
+    hyperband = "hyperband"
+
+
+class Direction(Enum):
+    """What is better."""
+
+    minimize = "minimize"
+    maximize = "maximize"
+
+
+@dataclass(kw_only=True, slots=True)
+class OptunaConf:
+    """`hydra/sweeper=optuna`: each trial is proposed from the values of those before it, kept in the sweep folder."""
+
+    _target_: str = f"{_MODULE}.OptunaSweeper"
+    trials: int = 20
+    """Trials in all, those of starts before this one, failed and pruned ones included."""
+    sampler: Sampler = Sampler.tpe
+    """tpe (2011, Bergstra), which takes choices and several objectives; cmaes for numbers alone; random."""
+    startup: int = 10
+    """Random trials before tpe proposes."""
+    pruner: Pruner = Pruner.none
+    """asha (1810.05934) or hyperband (1603.06560), on `trainer.monitor` after each validation."""
+    min_steps: int = 1
+    """Optimiser steps before a trial may be pruned."""
+    reduction: int = 3
+    """One of so many trials goes on at each rung."""
+    objectives: dict[str, Direction] = field(default_factory=dict)
+    """Keys of summary.json or of its `val`, as {val/loss: minimize, trainable_parameters: minimize}; empty:
+    trainer.monitor alone."""
+    seed: int = 0
+    """Of the proposals."""
+
+
+def _open_maps(config: type) -> DictConfig:
+    """Returns a schema in which `{a: 1}` adds to a map, whose keys are the user's own."""
+    schema = OmegaConf.structured(config)
+    for item in fields(config):
+        if get_origin(item.type) is dict:
+            OmegaConf.set_struct(schema[item.name], False)
+    return schema
+
+
+for _group, _name, _node in (
+    ("hydra/launcher", "serial", SerialConf),
+    ("hydra/launcher", "pool", PoolConf),
+    ("hydra/sweeper", "grid", GridConf),
+    ("hydra/sweeper", "optuna", OptunaConf),
+):
+    ConfigStore.instance().store(group=_group, name=_name, node=_open_maps(_node), provider="harness")
+
+
+def adopt(plugin: type[Plugin]) -> None:
+    """Gives a class to Hydra under the name that the options above call it by."""
+    try:
+        parent = importlib.import_module("hydra_plugins")
+    except ModuleNotFoundError:  # no other plugin is installed
+        parent = sys.modules["hydra_plugins"] = ModuleType("hydra_plugins")
+        parent.__path__ = []
+    module = sys.modules.setdefault(_MODULE, ModuleType(_MODULE))
+    setattr(parent, _MODULE.rpartition(".")[2], module)
+    setattr(module, plugin.__name__, plugin)
+    plugin.__module__ = _MODULE
+    Plugins.instance().register(plugin)
