@@ -130,7 +130,7 @@ def _error(standing: str, status: dict[str, Any], summary: dict[str, Any]) -> st
     if standing == "killed":
         return f"process {status.get('pid')} is gone and left no word (killed, or the machine stopped)"
     return (
-        None if standing in ("completed", "running", "waiting") else summary.get("error") or status.get("exit_reason")
+        None if standing in ("completed", "running", "waiting", "pruned") else summary.get("error") or status.get("exit_reason")
     )
 
 

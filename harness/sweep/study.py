@@ -68,8 +68,10 @@ class Study:
 
     def overrides(self, given: Sequence[str]) -> list[str]:
         """Returns the overrides of the multirun: the study's, without those that are given, and then these."""
-        typed = {item.key_or_group: str(item.get_value_element_as_str()) for item in compose.parse(given)}
-        own = [f"{_DIR}={self.folder(typed.get('model'))}", f"trainer.monitor={self.metric}", *self.base]
+        typed = {item.key_or_group: item for item in compose.parse(given)}
+        model = typed.get("model")
+        one_model = None if model is None or model.is_sweep_override() else str(model.get_value_element_as_str())
+        own = [f"{_DIR}={self.folder(one_model)}", f"trainer.monitor={self.metric}", *self.base]
         own += [f"{key}={_sweep_text(values)}" for key, values in self.axes.items()]
         own += [f"seed={_sweep_text(self.seeds)}"] if self.seeds else []
         return [item for item in own if compose.parse([item])[0].key_or_group not in typed] + list(given)

@@ -111,3 +111,8 @@ def test_shipped_studies_compose(name):
     assert all(run.trainer.monitor == study.metric for run in checked.values())
     command = (studies.STUDIES / f"{name}.yaml").read_text().splitlines()[0]
     assert command.startswith(f"# python -m harness -m +sweep={name}")
+
+
+def test_an_axis_is_narrowed_to_several_values(write):
+    study, overrides = studies.apply([f"sweep={write()}", "tuner.rank=2,4", "model=tiny,qwen3_vl_4b"], multirun=True)
+    assert overrides[0] == "hydra.sweep.dir=outputs/multirun/own" and "tuner.rank=2,4" in overrides
