@@ -19,6 +19,9 @@ from harness.errors import UserError, reject
 VOLATILE = (
     "logging",
     "trainer.resume",
+    "trainer.force_resume",
+    "trainer.async_save",
+    "trainer.on_save_error",
     "trainer.ddp_timeout_s",
     "trainer.log_every_steps",
     "trainer.measure_peak",
@@ -100,6 +103,11 @@ class RunConfig:
             raise reject("trainer.compile", "true", f"{name} gathers weights within a compiled block; leave it null")
         if strategy.splits_updates and getattr(self.memory, "changes_base", False):
             raise reject("memory", self.memory.name, f"{name} can not hold weights of 8 bits; use memory/strategy=ddp")
+        if strategy.saves_parts and self.trainer.async_save:
+            remedy = (
+                f"all ranks write their parts of a checkpoint under {name}, with exchanges in between; leave it out"
+            )
+            raise reject("trainer.async_save", "true", remedy)
         if not strategy.scales_fp16 and self.memory.precision.name == "fp16":
             raise reject("memory.precision", "fp16", f"{name} has no scaler for its gradients; use bf16")
 

@@ -18,3 +18,5 @@ class StrategyConfig:
     """Whether the gradient scaler of fp16 works on what there is of the gradients."""
     reshards: ClassVar[bool] = True
     """Whether a run can go on from its checkpoints with another number of processes."""
+    saves_parts: ClassVar[bool] = False
+    """Whether each process writes its part of a checkpoint, into a folder; else the first one writes a file."""
