@@ -302,6 +302,14 @@ def test_a_changed_file_of_rows_is_refused(run_text, tmp_path, capsys):
     assert code == 2
     assert "trainer.resume: the data changed since the run began" in capsys.readouterr().err
     assert [row["step"] for row in read(folder.metrics)] == [1, 2]
+    stored = json.loads((folder.path / "environment.json").read_text())
+    stored["packages"]["torch"] = "1.0"
+    (folder.path / "environment.json").write_text(json.dumps(stored))
+    _, code = run_text("a", "trainer.max_steps=3", "trainer.resume=auto", "trainer.force_resume=true")
+    recorded = (folder.path / "train.log").read_text()
+    assert code == 0 and "trainer.force_resume: the data changed since the run began" in recorded
+    assert f"environment.json: packages.torch: 1.0 -> {torch.__version__} since the run began" in recorded
+    assert [row["step"] for row in read(folder.metrics)] == [1, 2, 3]
 
 
 @pytest.mark.slow
