@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo test test-slow lint style check-conf bench bench-cpu clean
+.PHONY: help setup demo test test-slow test-faults lint style check-conf bench bench-cpu clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -23,10 +23,13 @@ demo: $(INSTALLED) ## Teach the tiny model to read handwriting, on the CPU, in m
 	$(BIN)/python -m harness experiment=demo tuner=dora
 
 test: $(INSTALLED) ## Run the fast tests (CPU, no network, six minutes on two cores)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow and not gpu and not multi_gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow and not faults and not gpu and not multi_gpu"
 
 test-slow: $(INSTALLED) ## Run the tests that start whole runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "slow and not gpu and not multi_gpu"
+
+test-faults: $(INSTALLED) ## Kill runs, damage checkpoints, fill disks (the short form is in test-slow)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "faults and not gpu and not multi_gpu" --kills=5
 
 lint: $(INSTALLED) ## Check style and types
 	$(BIN)/ruff check harness tests

@@ -19,6 +19,9 @@ from harness.errors import UserError, reject
 VOLATILE = (
     "logging",
     "trainer.resume",
+    "trainer.force_resume",
+    "trainer.async_save",
+    "trainer.on_save_error",
     "trainer.ddp_timeout_s",
     "trainer.log_every_steps",
     "trainer.measure_peak",
@@ -102,6 +105,11 @@ class RunConfig:
             raise reject("memory", self.memory.name, f"{name} can not hold weights of 8 bits; use memory/strategy=ddp")
         if self.memory.sequence_parallel > 1:
             self._check_sequence_parallel()
+        if strategy.saves_parts and self.trainer.async_save:
+            remedy = (
+                f"all ranks write their parts of a checkpoint under {name}, with exchanges in between; leave it out"
+            )
+            raise reject("trainer.async_save", "true", remedy)
         if not strategy.scales_fp16 and self.memory.precision.name == "fp16":
             raise reject("memory.precision", "fp16", f"{name} has no scaler for its gradients; use bf16")
 

@@ -20,6 +20,7 @@ hypothesis.settings.load_profile("harness")
 
 def pytest_addoption(parser) -> None:
     parser.addoption("--record", action="store_true", help="write the golden losses of the chosen tuners anew")
+    parser.addoption("--kills", type=int, default=2, help="kills of each mode in tests/faults")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -25,7 +25,10 @@ def end_of(error: BaseException) -> End:
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from harness.trainer.recorder import DivergedError
+    from harness.trainer.stop import Preempted
 
+    if isinstance(error, Preempted):
+        return End("preempted", 128 + error.number)
     ends: list[tuple[type[BaseException], End]] = [
         (UserError, End("failed", EXIT_USER)),
         (DivergedError, End("diverged", EXIT_CRASH)),

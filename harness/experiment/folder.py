@@ -97,12 +97,18 @@ class RunFolder:
         """Returns the summary of the last attempt that ended, or an empty dict."""
         return _read_json(self.summary)
 
+    def read_environment(self) -> dict[str, Any]:
+        """Returns what the last attempt that got to train depended on, or an empty dict."""
+        return _read_json(self.path / "environment.json")
+
     def write_status(self, **changes: Any) -> None:
         """Updates the status, keeping the fields that are not named."""
         write_json(self.status, self.read_status() | changes)
 
     def begin_attempt(self) -> int:
         """Marks the run as running under this process and returns the attempt's number, 1 for the first."""
+        for left in self.path.glob(".*.json.*"):  # what a killed process was about to write
+            left.unlink()
         attempt = self.read_status().get("attempt", 0) + 1
         job = os.environ.get("SLURM_JOB_ID")
         self.write_status(

@@ -23,6 +23,7 @@ from harness.experiment.end import write_end
 from harness.experiment.failure import Failure, clear, first, log_of, path_of, read_all, tell, write
 from harness.experiment.folder import RunFolder
 from harness.experiment.rank import PARENT, Place, address, check, given, node_rank, without_ranks
+from harness.trainer.stop import SIGNALS
 
 AS_RANK = "rank"
 """Argument by which a trial knows that it is one of several ranks."""
@@ -35,8 +36,8 @@ _SETTLE_S = 3.0
 """From the first failure: others may fail by the same cause, or learn of it and say so."""
 _STOP_S = 10.0
 """From the signal to the survivors of a failure until they are killed."""
-_SIGNAL_S = 20.0
-"""The same after a signal from outside; SLURM waits 30 s by default."""
+_SIGNAL_S = 25.0
+"""The same after a signal from outside, in which the step is finished and saved; SLURM waits 30 s by default."""
 _AGAIN_S = 2.0
 """A signal so long after the first one is impatience, and kills."""
 
@@ -113,13 +114,14 @@ class Ranks:
             now = time.monotonic()
             self._report_dead()
             if self.signals and not self._asked:
-                self._ask(alive)
+                # Which the ranks answer behind the step, see harness.trainer.stop.
+                self._ask(alive, signal.SIGTERM)
                 kill_at = now + _SIGNAL_S
             if settled_at == math.inf and not self._asked and read_all(self.folder):
                 settled_at = now + _SETTLE_S
             if shown is None and now > settled_at and not self._asked:
                 shown = self._show()
-                self._ask(alive)
+                self._ask(alive, signal.SIGINT)
                 kill_at = now + _STOP_S
             if now > kill_at or self._is_pressed():
                 for child in alive:
@@ -137,11 +139,11 @@ class Ranks:
         """Exit codes, negative for a signal."""
         return [child.process.wait() for child in self.children]
 
-    def _ask(self, alive: Sequence[_Child]) -> None:
-        """Interrupts those that live: Lightning's answer to SIGTERM is a broadcast, which waits for ever."""
+    def _ask(self, alive: Sequence[_Child], number: signal.Signals) -> None:
+        """Sends a signal to those that live, once."""
         self._asked = True
         for child in alive:
-            child.send(signal.SIGINT)
+            child.send(number)
 
     def _is_pressed(self) -> bool:
         """Whether somebody signals again; torchrun hands on at once what a terminal sent already."""
@@ -201,7 +203,7 @@ def supervise(folder: RunFolder, config: RunConfig, places: Sequence[Place], sta
         started: `time.time()` at which the command began.
     """
     ranks = Ranks(folder)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, *SIGNALS):
         signal.signal(number, ranks.receive)
     if len(places) == config.trainer.world_size:
         clear(folder)

@@ -1,19 +1,19 @@
 """What a run takes from its folder: where it goes on, what it had measured, its last and its best weights."""
 
-import json
 import logging
-import pickle
 from dataclasses import replace
 from typing import Any
 
 import lightning
 import torch
+import torch.distributed
 
-from harness.config import RunConfig
+from harness.config import RunConfig, flatten
 from harness.data.datamodule import DataModule
 from harness.errors import UserError
 from harness.experiment.folder import RunFolder
 from harness.experiment.rank import global_rank
+from harness.experiment.resume import AUTO
 from harness.logging.metrics import read
 from harness.trainer.callback import Best, Progression
 from harness.trainer.checkpoint import Checkpointer
@@ -23,12 +23,60 @@ log = logging.getLogger(__name__)
 
 
 def resume_step(config: RunConfig, checkpointer: Checkpointer) -> int:
-    """Returns the step of the last checkpoint where the run goes on, 0 where it starts anew."""
+    """Returns the step of the newest whole checkpoint where the run goes on, 0 where it starts anew.
+
+    The first rank looks, and tells the others. Nothing of a checkpoint is unpickled before its manifest fits.
+
+    Raises:
+        UserError: The last checkpoint is damaged and was asked for by its run's path, or none is whole.
+    """
     if config.trainer.resume is None:
         return 0
-    step = checkpointer.step_of("last") or 0
+    found: list[Any] = [None]
+    if global_rank() == 0:
+        try:
+            found = [newest_whole(checkpointer, falls_back=config.trainer.resume == AUTO)]
+        except UserError as error:
+            found = [error]
+    if config.trainer.world_size > 1:
+        torch.distributed.broadcast_object_list(found)
+    if isinstance(found[0], UserError):
+        raise found[0]
+    step: int = found[0]
     log.info("trainer.resume: %s", f"goes on after step {step}" if step else "no checkpoint yet, starts at step 0")
     return step
+
+
+def newest_whole(checkpointer: Checkpointer, *, falls_back: bool) -> int:
+    """Verifies checkpoints from the newest on, makes the first whole one the last, and returns its step, else 0.
+
+    Args:
+        checkpointer: Of the run.
+        falls_back: Whether an older one will do.
+
+    Raises:
+        UserError: No whole one will do.
+    """
+    checkpointer.clean()
+    folder, first = checkpointer.folder, ""
+    unusable: list[int] = []
+    candidates = checkpointer.candidates()
+    for step in candidates:
+        fault = checkpointer.fault(step)
+        if fault is None:
+            if not falls_back and unusable:
+                break
+            checkpointer.go_on_from(step, unusable)
+            return step
+        unusable.append(step)
+        said = f"{folder / f'step_{step}'}: damaged: {fault}"
+        log.error("%s", said)
+        first = first or said
+    if not candidates:
+        return 0
+    if step in unusable:
+        raise UserError(f"{first}; none of {len(candidates)} checkpoints is whole: remove {folder} to start at step 0")
+    raise UserError(f"{first}; trainer.resume=auto hydra.run.dir={folder.parent} goes on after step {step}")
 
 
 def finished_summary(folder: RunFolder, data: DataModule) -> dict[str, Any] | None:
@@ -50,15 +98,25 @@ def finished_summary(folder: RunFolder, data: DataModule) -> dict[str, Any] | No
     return summary
 
 
-def check_same_data(folder: RunFolder, data: DataModule) -> None:
+def check_same_data(config: RunConfig, folder: RunFolder, data: DataModule) -> None:
     """Refuses to go on with other rows: the position in their order would mean something else."""
-    stored = folder.path / "environment.json"
-    if data.start_step and stored.is_file():
-        before = json.loads(stored.read_text(encoding="utf-8"))["data_fingerprint"]
-        if before != data.fingerprint:
-            raise UserError(
-                f"trainer.resume: the data changed since the run began, {before[:12]} -> {data.fingerprint[:12]}"
-            )
+    before = folder.read_environment().get("data_fingerprint", data.fingerprint)
+    if not data.start_step or before == data.fingerprint:
+        return
+    changed = f"the data changed since the run began, {before[:12]} -> {data.fingerprint[:12]}"
+    if not config.trainer.force_resume:
+        raise UserError(f"trainer.resume: {changed}; trainer.force_resume=true goes on all the same")
+    log.warning("trainer.force_resume: %s", changed)
+
+
+def warn_of_other_environment(folder: RunFolder, now: dict[str, Any]) -> None:
+    """Names what is otherwise than when the run began or last went on: a result may depend on it."""
+    before, after = flatten(folder.read_environment()), flatten(now)
+    if not before:
+        return
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) != after.get(key) and key != "data_fingerprint":
+            log.warning("environment.json: %s: %s -> %s since the run began", key, before.get(key), after.get(key))
 
 
 def progression_so_far(
@@ -79,31 +137,32 @@ def progression_so_far(
 
 
 def fit(trainer: lightning.Trainer, module: TrainingModule, data: DataModule, checkpointer: Checkpointer) -> None:
-    """Trains from the last checkpoint where the run goes on.
+    """Trains from the last checkpoint, which has been verified, where the run goes on; returns when all is saved.
 
     Raises:
-        UserError: The checkpoint can not be read.
+        NotSavedError: The last save failed, and that is not to be passed over.
     """
+    if not checkpointer.parts:
+        trainer.strategy.checkpoint_io = checkpointer.holder
     path = checkpointer.path_of("last") if data.start_step else None
-    # A folder holds the parts of a strategy that splits weights, and is read by it.
-    if path is not None and path.is_file():
-        try:
-            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except (OSError, RuntimeError, pickle.UnpicklingError) as error:
-            others = ", ".join(sorted(p.name for p in checkpointer.folder.glob("step_*") if p != path.parent)) or "none"
-            raise UserError(
-                f"{path}: damaged ({str(error).splitlines()[0]}); remove {path.parent.name} and point checkpoints/last "
-                f"to another; there are: {others}"
-            ) from error
     trainer.fit(module, data, ckpt_path=path, weights_only=True)
+    checkpointer.wait()
 
 
 def load_best(module: TrainingModule, checkpointer: Checkpointer) -> None:
-    """Puts the best checkpoint's trainable weights into the model. Called on every rank where weights are split."""
-    if checkpointer.step_of("best") is None:
+    """Puts the best checkpoint's trainable weights into the model. Called on every rank where weights are split.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    step = checkpointer.step_of("best")
+    if step is None:
         log.warning("trainer.load_best: no validation measured trainer.monitor, so the last weights are exported")
         return
     path = checkpointer.path_of("best")
+    if (fault := checkpointer.fault(step)) is not None:
+        remedy = f"with trainer.resume={checkpointer.folder.parent} trainer.load_best=false exports the last weights"
+        raise UserError(f"{path.parent}: damaged: {fault}; {remedy}")
     if path.is_dir():
         module.trainer.strategy.load_checkpoint(path, weights_only=True)
         return

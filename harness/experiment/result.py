@@ -29,6 +29,7 @@ def write_success(
     accounts: dict[str, Any],
     startup: Startup,
     memory: Callable[[float | None], dict[str, Any] | None],
+    saves: dict[str, Any],
     vit_cache: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes and returns the summary of a completed run.
@@ -41,6 +42,7 @@ def write_success(
         accounts: What became of the rows of each split.
         startup: What the start took.
         memory: Takes the peak in GiB, returns how it was predicted.
+        saves: What became of the checkpoints of this process.
         vit_cache: What the cache of visual features did; None where there was none.
     """
     meter, named = module.meter, dict(module.model.named_parameters())
@@ -67,6 +69,7 @@ def write_success(
         "model_tflop_per_s": use["perf/model_tflop_per_s"],
         "measured_peak_tflop_per_s": meter.peaks.measured,
         "peak_allocated_gib": progression.memory.get("memory/peak_allocated_gib"),
+        "saves": saves,
         "oom_replays": meter.total.oom_replays,
         "memory": memory(progression.memory.get("memory/peak_allocated_gib")),
         "startup_time_s": first_step - startup.started,

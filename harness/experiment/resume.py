@@ -1,5 +1,6 @@
 """`trainer.resume=<run folder>`: the same run goes on, in the same folder, with the overrides it was started with."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from harness.compose import compose_config
 from harness.config import RunConfig
 from harness.errors import UserError
 
-KEY, RUN_DIR = "trainer.resume", "hydra.run.dir"
+KEY, FORCE, RUN_DIR = "trainer.resume", "trainer.force_resume", "hydra.run.dir"
 AUTO = "auto"
 MAY_CHANGE = ("trainer.max_steps", "trainer.max_epochs", "trainer.keep_checkpoints", "trainer.load_best")
 """Keys of a run's identity that a resumed run may have otherwise. A longer run stretches the schedule with it."""
@@ -35,7 +36,7 @@ def apply(overrides: Sequence[str]) -> list[str]:
         return list(overrides)
     if not stored.is_file():
         raise UserError(f"{KEY}={folder}: no run folder; give one that holds .hydra/ and checkpoints/")
-    before = [str(item) for item in OmegaConf.load(stored) if _key(str(item)) not in given]
+    before = [str(item) for item in OmegaConf.load(stored) if _key(str(item)) not in (*given, FORCE)]
     after = [item for item in overrides if _key(item) not in (KEY, RUN_DIR)]
     merged = [*before, *after, f"{KEY}={_quoted(resume)}"]
     _refuse_drift(folder, merged)
@@ -58,8 +59,12 @@ def _refuse_drift(folder: Path, overrides: Sequence[str]) -> None:
         for key in sorted(started.keys() | now.keys())
         if started.get(key) != now.get(key) and key not in free
     ]
-    if changed:
-        raise UserError(f"{KEY}={folder}: the config differs from the run's own: {'; '.join(changed)}")
+    if not changed:
+        return
+    differs = f"{KEY}={folder}: the config differs from the run's own: {'; '.join(changed)}"
+    if not after.trainer.force_resume:
+        raise UserError(differs)
+    print(f"warning: {FORCE}: {differs}", file=sys.stderr)
 
 
 def _free_to_change(folder: Path, before: RunConfig, after: RunConfig) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 import logging
 import math
 from contextlib import ExitStack, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from harness.experiment.restore import (
     load_best,
     progression_so_far,
     resume_step,
+    warn_of_other_environment,
 )
 from harness.experiment.result import print_result, trainable_table, write_success
 from harness.experiment.startup import Phase, Startup
@@ -59,7 +60,7 @@ from harness.trainer.peak import peaks
 from harness.trainer.probe import Probe
 from harness.trainer.recorder import DivergedError, Recorder
 from harness.trainer.replay import watch
-from harness.trainer.standard import StandardConfig, training_device
+from harness.trainer.standard import OnSaveError, StandardConfig, training_device
 from harness.trainer.step_profile import StepProfile
 from harness.tuner.new_tokens import settle
 from harness.tuner.outlook import Outlook
@@ -86,7 +87,7 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
     device = training_device(config.trainer, local_rank())
     syncs = sync_counter(config.trainer.debug_syncs, "gpu" if device.type == "cuda" else "cpu")
     lightning.seed_everything(config.seed, verbose=False)
-    checkpointer = Checkpointer(folder.checkpoints, config.trainer.keep_checkpoints)
+    checkpointer = _checkpointer(folder, config)
     if (sharers := config.memory.sequence_parallel) > 1:
         check_heads(text_config(config.model), sharers)
     processor = load_processor(config.model)
@@ -96,7 +97,7 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
     if (summary := finished_summary(folder, data)) is not None:
         return summary
     sized = _with_micro_batch(config, data, device)
-    check_same_data(folder, data)
+    check_same_data(config, folder, data)
     progression = progression_so_far(config, folder, checkpointer, data.start_step)
     startup.end(Phase.data)
     with ExitStack() as stack:
@@ -104,6 +105,7 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
             # A process forked while a thread is at it would find a lock that nobody opens.
             torch.cuda.init()
         stack.callback(data.stop_workers)
+        stack.callback(checkpointer.close)
         # Workers that look for cached features have to know the tower first.
         if not (cacheable := may_keep_features(config, data)):
             data.start_workers(rank, _world(config))
@@ -127,7 +129,9 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
         if rank == 0:
             write_json(folder.path / "strategy.json", parallel.settings)
             log.info("%s", trainable_table(tuned, config.optim, module.lr))
-            write_json(folder.path / "environment.json", environment(data.fingerprint))
+            surroundings = environment(data.fingerprint)
+            warn_of_other_environment(folder, surroundings)
+            write_json(folder.path / "environment.json", surroundings)
         precision = checked_precision(memory.config, tuned.base, config.trainer)
         recorder.skips_overflow = precision == "fp16"
         module.meter.syncs = syncs
@@ -163,10 +167,23 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
     plot_curves(folder.metrics, folder.path / "curves.png")
     accounts = {split: account.plain() for split, account in data.accounts.items()}
     kept = None if cache is None else cache.summary()
-    summary = write_success(folder, config, module, progression, accounts, startup, memory.outcome, kept)
+    summary = write_success(
+        folder, config, module, progression, accounts, startup, memory.outcome, asdict(checkpointer.saves), kept
+    )
     finish(recorder.loggers, 0, {"best": summary["best"]["value"], "tokens_per_s": summary["tokens_per_s"]})
     print_result(summary)
     return summary
+
+
+def _checkpointer(folder: RunFolder, config: RunConfig) -> Checkpointer:
+    """Makes what saves."""
+    return Checkpointer(
+        folder.checkpoints,
+        config.trainer.keep_checkpoints,
+        goes_on=config.trainer.on_save_error is OnSaveError["continue"],
+        parts=config.memory.strategy.saves_parts,
+        in_background=config.trainer.async_save,
+    )
 
 
 def _tuned(

@@ -7,13 +7,14 @@ where it is absent.
 """
 
 import logging
+import os
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from harness import registry
 from harness.config import RunConfig, load
@@ -125,5 +126,15 @@ def _reading(config: RunConfig) -> "Iterator[Weights | None]":
             weights.stop()
 
 
+def _end(code: int, *, is_rank: bool) -> NoReturn:
+    """Ends the process. A rank with an error has a process group left, whose destruction may wait for ever."""
+    if is_rank and code != 0:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    _end(main(sys.argv[1:]), is_rank=sys.argv[3:] == [AS_RANK])

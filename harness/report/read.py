@@ -129,9 +129,9 @@ def parse_value(text: str) -> Value:
 def _error(standing: str, status: dict[str, Any], summary: dict[str, Any]) -> str | None:
     if standing == "killed":
         return f"process {status.get('pid')} is gone and left no word (killed, or the machine stopped)"
-    return (
-        None if standing in ("completed", "running", "waiting", "pruned") else summary.get("error") or status.get("exit_reason")
-    )
+    if standing in ("completed", "running", "waiting", "pruned"):
+        return None
+    return summary.get("error") or status.get("exit_reason")
 
 
 def _command(overrides: Iterable[Any]) -> str:

@@ -86,6 +86,8 @@ class BetweenSteps(lightning.Callback):
         """Measures the untrained model, unless the run goes on from a checkpoint."""
         assert isinstance(pl_module, TrainingModule)
         self._last_step = trainer.global_step
+        # On several ranks, who started them has the Ctrl-C, and interrupts those that outlive one that fails.
+        pl_module.stop.install(interactive=trainer.world_size == 1)
         with pl_module.meter.paused():
             if self._last_step == 0 and self.val_at_start and self.evaluator is not None:
                 self.progression.baseline = self._evaluate(trainer, pl_module, 0)
@@ -101,14 +103,19 @@ class BetweenSteps(lightning.Callback):
             return
         self._last_step = step
         self._record(pl_module, step)
+        self.checkpointer.poll()
         last = step == pl_module.total_steps
+        if trainer.world_size == 1:
+            pl_module.stop.agree(int(pl_module.stop.number is not None))
+        leaves = pl_module.stop.agreed and not last
         validate = self.evaluator is not None and (last or step % self.val_every == 0)
-        save = self.checkpoints and (last or step % self.save_every == 0)
-        if not (last or validate or save or self.recorder.num_pending >= self.log_every):
+        save = self.checkpoints and (last or leaves or step % self.save_every == 0)
+        if not (last or leaves or validate or save or self.recorder.num_pending >= self.log_every):
             return
         interval = pl_module.meter.end_interval(self.data.take_wait_seconds())
         self.progression.memory = peak_memory(pl_module.device)
         figures = self.progression.memory | pl_module.meter.metrics(interval) | self._cache_figures()
+        figures |= self.checkpointer.figures()
         self.progression.train_loss = self.recorder.flush(interval, figures)
         with pl_module.meter.paused():
             metrics = self._evaluate(trainer, pl_module, step) if validate else {}
@@ -120,6 +127,9 @@ class BetweenSteps(lightning.Callback):
                 self.checkpointer.save(trainer, step, best=best)
         if trainer.is_global_zero:
             self.folder.write_status(last_step=step)
+        if leaves:
+            self.checkpointer.wait()
+            pl_module.stop.leave()
 
     def _record(self, module: TrainingModule, step: int) -> None:
         assert module.grad_norm is not None

@@ -30,6 +30,7 @@ from harness.trainer.flops import survey
 from harness.trainer.gradient_check import GradientCheck
 from harness.trainer.meter import Meter, Totals
 from harness.trainer.relief import Relief
+from harness.trainer.stop import Stop
 from harness.tuner.tuned import Tuned
 
 log = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class TrainingModule(lightning.LightningModule):
         self.meter = Meter(costs=survey(tuned.base))
         self.channel_loss = ChannelLoss(config.data.channels)
         self.relief = Relief()
+        self.stop = Stop()
         self.part = Part(0, 1)
         self.grad_norm: Tensor | None = None
         self.learning_rates: dict[str, float] = {}
@@ -116,8 +118,9 @@ class TrainingModule(lightning.LightningModule):
         accumulate = self.trainer.accumulate_grad_batches
         self._ends_step = (batch_idx + 1) % accumulate == 0
         if batch_idx % accumulate == 0 and self.part.number == 0:
+            counted, asked = self._sum_over_ranks(batch.step_supervised, int(self.stop.number is not None))
+            self.stop.agree(asked)
             # Ranks that share a batch all count it, and each has the loss of its own slice.
-            counted = self._sum_over_ranks(batch.step_supervised)
             self._step_tokens = counted // self.config.memory.sequence_parallel
             if self.config.optim.skips_parameters:
                 self.meter.costs = survey(self.tuned.base)
@@ -158,8 +161,8 @@ class TrainingModule(lightning.LightningModule):
             return
         if not self._gradient_check.is_done:
             # All ranks look at the same components, where a look is a sum over ranks.
-            seen = self._sum_over_ranks(int(self.meter.step_has_images)) > 0
-            self._gradient_check.check(step_has_images=seen, freed=_freed_norms(optimizer))
+            (seen,) = self._sum_over_ranks(int(self.meter.step_has_images))
+            self._gradient_check.check(step_has_images=seen > 0, freed=_freed_norms(optimizer))
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Takes the step, then lets the tuner act on it while the gradients are still there."""
@@ -279,12 +282,12 @@ class TrainingModule(lightning.LightningModule):
                 torch.cuda.set_rng_state(self._rng["cuda"], self.device)
             self._rng = None
 
-    def _sum_over_ranks(self, count: int) -> int:
+    def _sum_over_ranks(self, *counts: int) -> list[int]:
         if self.trainer.world_size == 1:
-            return count
-        total = torch.tensor(count, device=self.device)
-        torch.distributed.all_reduce(total)
-        return int(total)
+            return list(counts)
+        totals = torch.tensor(counts, device=self.device)
+        torch.distributed.all_reduce(totals)
+        return totals.tolist()
 
 
 def _freed_norms(optimizer: torch.optim.Optimizer) -> Mapping[nn.Parameter, Tensor]:

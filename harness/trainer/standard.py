@@ -38,6 +38,10 @@ class Backend(Enum):
     gloo = "gloo"
 
 
+OnSaveError = Enum("OnSaveError", {"continue": "continue", "stop": "stop"})
+"""What a run does whose checkpoint can not be written. `continue` is a word of Python's, so no class can have it."""
+
+
 @dataclass(kw_only=True, slots=True)
 class StandardConfig:
     """The global batch of an optimiser step is batch_size x accumulate x devices x nodes rows."""
@@ -86,6 +90,13 @@ class StandardConfig:
     """Write checkpoints. false saves disk and time where only figures count: a stopped run begins anew."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept beside the best one."""
+    async_save: bool = False
+    """Write checkpoints in a thread while training goes on: a save costs the time of a copy to host memory, and that
+    memory. The bytes are the same. A process that is killed while the thread writes has the checkpoint before. One
+    process or DDP."""
+    on_save_error: OnSaveError = OnSaveError["continue"]
+    """Where a checkpoint can not be written (a full disk): continue logs and counts it and tries again at the next one,
+    for stopping would lose for certain what may still be saved; stop ends the run. Those written before stay."""
     monitor: str = "val/loss"
     """Metric that decides which checkpoint is best: lower is better for a loss, higher for all else."""
     load_best: bool = False
@@ -99,7 +110,11 @@ class StandardConfig:
     profile_steps: list[int] | None = None
     """First and last optimiser step to profile, counted from 1: [5,8]. Writes profile/ into the run folder."""
     resume: str | None = None
-    """Run folder to go on with, or auto: this run's own folder, if it holds a checkpoint."""
+    """Run folder to go on with, or auto: this run's own folder, if it holds a checkpoint; of several, the newest one
+    that is whole."""
+    force_resume: bool = False
+    """Go on although config or data are not those that the run was started with: the differences are only shown. What
+    comes of it is no run that could be repeated."""
 
     def __post_init__(self) -> None:
         counts = (
@@ -128,9 +143,11 @@ class StandardConfig:
         if (span := self.profile_steps) is not None and not (len(span) == 2 and 1 <= span[0] <= span[1]):
             raise reject("trainer.profile_steps", span, "must be two steps, the first and the last, from 1: [5,8]")
         if not self.checkpoints:
-            for key in ("load_best", "save_every_steps"):
+            for key in ("load_best", "save_every_steps", "async_save"):
                 if getattr(self, key):
                     raise reject(f"trainer.{key}", getattr(self, key), "needs trainer.checkpoints=true")
+        if self.force_resume and self.resume is None:
+            raise reject("trainer.force_resume", "true", "has no effect without trainer.resume")
         if self.monitor not in METRICS:
             raise reject("trainer.monitor", self.monitor, f"known: {', '.join(METRICS)}")
 

@@ -201,6 +201,7 @@ sys.exit(ranks.supervise(folder, load(folder.config), ranks.places_here(2, 1), 0
 WAITING = """
 from harness.experiment.rank import end_with_parent
 end_with_parent(signal.SIGKILL)
+signal.signal(signal.SIGTERM, signal.default_int_handler)
 (folder / f"ready_{rank}").touch()
 try:
     time.sleep(600)

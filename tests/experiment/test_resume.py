@@ -105,6 +105,20 @@ def test_what_trains_otherwise_is_refused_by_name(make_run, how):
         apply([*asked, "tuner.rank=8", "seed=7"])
 
 
+def test_forced_it_goes_on_and_shows_what_is_otherwise(make_run, capsys):
+    folder = make_run(*STARTED)
+    forced = apply([f"trainer.resume={folder}", "tuner.rank=8", "trainer.force_resume=true"])
+    assert values(forced)["tuner.rank"] == 8
+    warned = "warning: trainer.force_resume: "
+    assert f"{warned}trainer.resume={folder}: the config differs from the run's own: tuner.rank: 4 -> 8" in (
+        capsys.readouterr().err
+    )
+    own = [item for item in forced if not item.startswith("hydra.")]
+    OmegaConf.save(OmegaConf.create(own), folder / ".hydra" / "overrides.yaml")
+    config.save(compose_config(own), folder / "config.yaml")
+    assert "trainer.force_resume" not in values(apply([f"trainer.resume={folder}"])), "it holds for one resume"
+
+
 @pytest.mark.parametrize(
     ("override", "change"),
     [
@@ -126,6 +140,8 @@ def test_what_changes_the_curve_counts_as_drift(make_run, override, change):
         "trainer.max_steps=9",
         "trainer.keep_checkpoints=1",
         "trainer.load_best=true",
+        "trainer.async_save=true",
+        "trainer.on_save_error=stop",
         "data.workers=0",
         "logging=tensorboard",
     ],

@@ -269,15 +269,33 @@ def test_no_item_is_predicted_twice_after_a_resume(run_text):
     [lambda content: b"", lambda content: content[:1000], lambda content: content[:-200], lambda content: b"x" * 1000],
     ids=["empty", "beginning only", "end lost", "something else"],
 )
-def test_a_damaged_checkpoint_is_named_with_the_others(run_text, capsys, damage):
-    folder, _ = run_text("a", "trainer.max_steps=2", "trainer.save_every_steps=1")
-    path = folder.checkpoints.resolve() / "step_2" / FILE
+def test_a_damaged_checkpoint_is_refused_by_path_and_passed_over_by_auto(run_text, capsys, damage):
+    common = ["trainer.max_steps=3", "trainer.save_every_steps=1", "trainer.keep_checkpoints=9"]
+    folder, _ = run_text("a", *common)
+    expected, expected_weights = losses(folder), weights(folder, 3)
+    folder.summary.unlink()
+    path = folder.checkpoints / "step_3" / FILE
     path.write_bytes(damage(path.read_bytes()))
     capsys.readouterr()
-    _, code = run_text("a", "trainer.max_steps=3", "trainer.save_every_steps=1", "trainer.resume=auto")
+    _, code = run_text("a", *common, f"trainer.resume={folder.path}")
     error = capsys.readouterr().err
     assert code == 2 and "Traceback" not in error
-    assert f"{path}: damaged (" in error and "there are: step_1" in error
+    assert f"{path.parent}: damaged: {FILE}: " in error
+    assert f"trainer.resume=auto hydra.run.dir={folder.path} goes on after step 2" in error
+    _, code = run_text("a", *common, "trainer.resume=auto")
+    assert code == 0 and f"{path.parent}: damaged: {FILE}: " in capsys.readouterr().err
+    assert losses(folder) == expected
+    for name, value in weights(folder, 3).items():
+        assert torch.equal(value, expected_weights[name]), name
+
+
+@pytest.mark.slow
+def test_nothing_but_damaged_checkpoints_is_no_beginning(run_text, capsys):
+    folder, _ = run_text("a", "trainer.max_steps=1")
+    (folder.checkpoints / "step_1" / "manifest.json").unlink()
+    _, code = run_text("a", "trainer.max_steps=2", "trainer.resume=auto")
+    message = rf"step_1: damaged: manifest.json: missing; none of 1 checkpoints is whole: remove {folder.checkpoints}"
+    assert code == 2 and message in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -289,6 +307,14 @@ def test_a_changed_file_of_rows_is_refused(run_text, tmp_path, capsys):
     assert code == 2
     assert "trainer.resume: the data changed since the run began" in capsys.readouterr().err
     assert [row["step"] for row in read(folder.metrics)] == [1, 2]
+    stored = json.loads((folder.path / "environment.json").read_text())
+    stored["packages"]["torch"] = "1.0"
+    (folder.path / "environment.json").write_text(json.dumps(stored))
+    _, code = run_text("a", "trainer.max_steps=3", "trainer.resume=auto", "trainer.force_resume=true")
+    recorded = (folder.path / "train.log").read_text()
+    assert code == 0 and "trainer.force_resume: the data changed since the run began" in recorded
+    assert f"environment.json: packages.torch: 1.0 -> {torch.__version__} since the run began" in recorded
+    assert [row["step"] for row in read(folder.metrics)] == [1, 2, 3]
 
 
 @pytest.mark.slow

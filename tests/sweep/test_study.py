@@ -114,5 +114,5 @@ def test_shipped_studies_compose(name):
 
 
 def test_an_axis_is_narrowed_to_several_values(write):
-    study, overrides = studies.apply([f"sweep={write()}", "tuner.rank=2,4", "model=tiny,qwen3_vl_4b"], multirun=True)
+    _, overrides = studies.apply([f"sweep={write()}", "tuner.rank=2,4", "model=tiny,qwen3_vl_4b"], multirun=True)
     assert overrides[0] == "hydra.sweep.dir=outputs/multirun/own" and "tuner.rank=2,4" in overrides

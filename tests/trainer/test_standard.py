@@ -16,6 +16,8 @@ from harness.trainer.standard import Accelerator, StandardConfig, pick_accelerat
             {"checkpoints": False, "save_every_steps": 5},
             r"trainer\.save_every_steps=5: needs trainer\.checkpoints=true",
         ),
+        ({"checkpoints": False, "async_save": True}, r"trainer\.async_save=True: needs trainer\.checkpoints=true"),
+        ({"force_resume": True}, r"trainer\.force_resume=true: has no effect without trainer\.resume"),
         ({"monitor": "loss"}, r"trainer\.monitor=loss: known: val/loss, val/exact_match"),
     ],
 )

@@ -41,6 +41,8 @@ class StrategyConfig:
     and each runs the same layers."""
     reshards: ClassVar[bool] = True
     """Whether a run can go on from its checkpoints with another number of processes."""
+    saves_parts: ClassVar[bool] = False
+    """Whether each process writes its part of a checkpoint, into a folder; else the first one writes a file."""
 
     def held(self, model: Model, processes: int) -> Bytes:
         """Returns what each process has on its GPU: all of it, and gradients twice, in DDP's buckets too."""

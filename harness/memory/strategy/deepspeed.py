@@ -43,6 +43,7 @@ class DeepspeedConfig(StrategyConfig):
     flattens: ClassVar[bool] = True
     scales_fp16: ClassVar[bool] = False
     reshards: ClassVar[bool] = False
+    saves_parts: ClassVar[bool] = True
 
     name: str = "deepspeed"
     file: str = MISSING

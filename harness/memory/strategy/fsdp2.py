@@ -30,6 +30,7 @@ class Fsdp2Config(StrategyConfig):
 
     sharded: ClassVar[bool] = True
     splits_updates: ClassVar[bool] = True
+    saves_parts: ClassVar[bool] = True
     scales_fp16: ClassVar[bool] = False
 
     name: str = "fsdp2"

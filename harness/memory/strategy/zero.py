@@ -19,6 +19,7 @@ class ZeroConfig(StrategyConfig):
     """Shared fields; a stage extends it by fields only. Defaults are DeepSpeed's, but for the buckets."""
 
     splits_updates: ClassVar[bool] = True
+    saves_parts: ClassVar[bool] = True
     flattens: ClassVar[bool] = True
     scales_fp16: ClassVar[bool] = False
     reshards: ClassVar[bool] = False

@@ -70,6 +70,7 @@ def test_micro_batches_copies_and_other_settings_change_no_curve(group, figures)
     [
         (["optim=muon"], "optim=muon: looks at whole matrices or gradients, and memory/strategy=fsdp2 splits them"),
         (["optim=adamw_8bit"], "optim=adamw_8bit: looks at whole matrices"),
+        (["trainer.async_save=true"], r"trainer\.async_save=true: all ranks write their parts of a checkpoint under"),
         (["trainer.compile=true"], r"trainer\.compile=true: memory/strategy=fsdp2 gathers weights within"),
         (["memory=fp8_base"], "memory=fp8_base: memory/strategy=fsdp2 can not hold weights of 8 bits"),
         (["memory.precision=fp16"], r"memory\.precision=fp16: memory/strategy=fsdp2 has no scaler"),
