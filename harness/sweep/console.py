@@ -21,7 +21,7 @@ class Progress:
     def starts(self, trial: Trial, *, goes_on: bool) -> None:
         """Says which trial starts."""
         how = " (goes on)" if goes_on else ""
-        print(f"trial {trial.number + 1}: {' '.join(trial.overrides)}{how}", flush=True)
+        print(f"trial {trial.number + 1}: {trial.run.path.name}{how}", flush=True)
 
     def ends(self, ended: Ended) -> None:
         """Says how a trial ended, and how many are over."""
@@ -36,6 +36,17 @@ class Progress:
         if ended.code != 0:
             how += f": {run.read_status().get('exit_reason') or f'exit code {ended.code}'} ({run.path / 'console.log'})"
         print(f"[{self.done}/{self.total}] {run.path.name}: {how}", flush=True)
+
+
+def resolution(trials: Sequence[Trial]) -> str:
+    """Returns what differences a grid can tell, from its cells and the seeds of each."""
+    from harness.report.forecast import forecast
+
+    seeds: dict[tuple[str, ...], set[int]] = {}
+    for trial in trials:
+        cell = tuple(item for item in trial.overrides if not item.startswith("seed="))
+        seeds.setdefault(cell, set()).add(trial.config.seed)
+    return forecast(len(seeds), min(map(len, seeds.values())))
 
 
 def outlook(trials: Sequence[Trial], jobs: int, guess_s: float | None) -> str:

@@ -18,7 +18,7 @@ from harness.config import RunConfig, config_hash, to_run_config
 from harness.errors import EXIT_CRASH, EXIT_USER, UserError
 from harness.experiment.end import write_end
 from harness.experiment.launch import Task
-from harness.sweep.console import Progress, outlook
+from harness.sweep.console import Progress, outlook, resolution
 from harness.sweep.folder import SweepFolder
 from harness.sweep.places import Places, visible_gpus
 from harness.sweep.pool import Ended, Pool
@@ -128,6 +128,8 @@ class Crew:
         self.divide([trial.config for trial in trials], len(queue))
         guess = self.task.study.trial_seconds if self.task.study is not None else None
         print(f"{self.sweep.path}: {outlook(trials, self.places.jobs, guess)}", flush=True)
+        if len(trials) > 1:
+            print(resolution(trials), flush=True)
         while queue or len(self.pool):
             for identity in list(queue):
                 trial = self.trials[identity]
