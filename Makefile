@@ -22,7 +22,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED) ## Teach the tiny model to read handwriting, on the CPU, in minutes
 	$(BIN)/python -m harness experiment=demo tuner=dora
 
-test: $(INSTALLED) ## Run the fast tests (CPU, no network, six minutes on two cores)
+test: $(INSTALLED) ## Run the fast tests (CPU, no network, twelve minutes on two cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow and not faults and not gpu and not multi_gpu"
 
 test-slow: $(INSTALLED) ## Run the tests that start whole runs

@@ -52,7 +52,9 @@ PACKAGES = (
     Package("gptqmodel", "AWQ and GPTQ checkpoints", extra="gptq"),
     Package("wandb", "logging=wandb", extra="wandb"),
     Package("tensorboard", "logging=tensorboard", extra="tensorboard"),
+    Package("swanlab", "logging=swanlab", extra="swanlab"),
     Package("av", "videos", extra="video"),
+    Package("optuna", "hydra/sweeper=optuna", extra="optuna"),
     Package("hydra-submitit-launcher", "sweeps on SLURM", extra="slurm"),
 )
 
