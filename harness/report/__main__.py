@@ -10,7 +10,7 @@ from typing import Any
 from harness.errors import UserError, tell
 
 _USAGE = """\
-python -m harness.report [--metric NAME] [--tuned KEY]... [--out FOLDER] FOLDER [FOLDER ...]
+python -m harness.report [--metric NAME] [--tuned KEY]... [--out FOLDER] [--wandb PROJECT] FOLDER [FOLDER ...]
 
 Compares the trials of sweeps, or of single runs: those that completed are counted, all are shown. Works while they run.
 
@@ -23,6 +23,7 @@ Flags
   --tuned KEY     an axis at whose best value a method is taken; default: the learning rates; repeat for several
   --out FOLDER    where report.html, report.csv and the pictures go; default: the first folder
   --no-pictures   leave the PNGs out
+  --wandb PROJECT send table and files to W&B too (offline where no server answers), in the group of the first folder
   --help          this text
 """
 
@@ -59,6 +60,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--tuned", action="append")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--no-pictures", action="store_true")
+    parser.add_argument("--wandb")
     parser.add_argument("folders", nargs="*", type=Path)
     return parser.parse_intermixed_args(arguments)
 
@@ -81,6 +83,10 @@ def _write(asked: argparse.Namespace) -> None:
         raise UserError(f"--out {out}: can not be written: {error.strerror}") from error
     print(table.text(report))
     print(f"report: {out / 'report.html'}")
+    if asked.wandb:
+        from harness.report.artifact import send
+
+        send(out, asked.wandb, asked.folders[0].resolve().name)
 
 
 if __name__ == "__main__":
