@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from typing import Any
 
 from harness.logging.tracker import require
 from harness.logging.wandb import WandbMode, choose_mode
@@ -22,7 +23,7 @@ def send(folder: Path, project: str, study: str) -> None:
     import wandb
 
     with open(folder / "report.csv", encoding="utf-8", newline="") as file:
-        head, *rows = list(csv.reader(file))
+        head, *rows = csv.reader(file)
     run = wandb.init(
         mode=choose_mode(WandbMode.auto).value,  # type: ignore[arg-type]
         project=project,
@@ -33,7 +34,7 @@ def send(folder: Path, project: str, study: str) -> None:
         reinit="finish_previous",
         settings=wandb.Settings(console="off"),
     )
-    run.log({"trials": wandb.Table(columns=head, data=rows)})
+    run.log({"trials": wandb.Table(columns=list(head), data=[list[Any](row) for row in rows])})
     # W&B takes letters, digits and -_. in names.
     name = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in f"report_{study}")
     files = wandb.Artifact(name, type="report")
