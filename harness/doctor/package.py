@@ -55,7 +55,6 @@ PACKAGES = (
     Package("swanlab", "logging=swanlab", extra="swanlab"),
     Package("av", "videos", extra="video"),
     Package("optuna", "hydra/sweeper=optuna", extra="optuna"),
-    Package("hydra-submitit-launcher", "sweeps on SLURM", extra="slurm"),
 )
 
 

@@ -38,15 +38,15 @@ class Progress:
         print(f"[{self.done}/{self.total}] {run.path.name}: {how}", flush=True)
 
 
-def resolution(trials: Sequence[Trial]) -> str:
-    """Returns what differences a grid can tell, from its cells and the seeds of each."""
+def resolution(trials: Sequence[Trial]) -> str | None:
+    """Returns what differences a grid can tell, from its cells and the seeds of each; None where it has one cell."""
     from harness.report.forecast import forecast
 
     seeds: dict[tuple[str, ...], set[int]] = {}
     for trial in trials:
         cell = tuple(item for item in trial.overrides if not item.startswith("seed="))
         seeds.setdefault(cell, set()).add(trial.config.seed)
-    return forecast(len(seeds), min(map(len, seeds.values())))
+    return forecast(len(seeds), min(map(len, seeds.values()))) if len(seeds) > 1 else None
 
 
 def outlook(trials: Sequence[Trial], jobs: int, guess_s: float | None) -> str:

@@ -22,6 +22,7 @@ from harness.sweep.console import Progress, outlook, resolution
 from harness.sweep.folder import SweepFolder
 from harness.sweep.places import Places, visible_gpus
 from harness.sweep.pool import Ended, Pool
+from harness.sweep.slurm_queue import SlurmQueue
 from harness.sweep.trial import Trial, prepare
 from harness.trainer.standard import Accelerator
 
@@ -38,6 +39,8 @@ class Share:
     per_gpu: int = 1
     alone: bool = False
     """Each trial has the console and the whole machine."""
+    elsewhere: bool = False
+    """Trials run on other machines, where they may be stopped and started without a word from here."""
 
 
 @dataclass(slots=True)
@@ -49,7 +52,7 @@ class Crew:
     """Of the multirun, with Hydra's node."""
     task: Task
     share: Share
-    pool: Pool
+    pool: Pool | SlurmQueue
     sweep: SweepFolder
     trials: dict[str, Trial] = field(default_factory=dict, init=False)
     """By identity."""
@@ -113,6 +116,9 @@ class Crew:
             configs: Of some or all of them.
             number: How many there will be.
         """
+        if self.share.elsewhere:
+            self.places = Places(jobs=max(1, self.share.jobs or number))
+            return
         on_gpu = not self.share.alone and any(item.trainer.accelerator is not Accelerator.cpu for item in configs)
         devices = max((item.trainer.devices for item in configs), default=1)
         jobs = 1 if self.share.alone else self.share.jobs
@@ -128,8 +134,8 @@ class Crew:
         self.divide([trial.config for trial in trials], len(queue))
         guess = self.task.study.trial_seconds if self.task.study is not None else None
         print(f"{self.sweep.path}: {outlook(trials, self.places.jobs, guess)}", flush=True)
-        if len(trials) > 1:
-            print(resolution(trials), flush=True)
+        if (line := resolution(trials)) is not None:
+            print(line, flush=True)
         while queue or len(self.pool):
             for identity in list(queue):
                 trial = self.trials[identity]
@@ -148,7 +154,8 @@ class Crew:
         goes_on = trial.folder is not None and bool(trial.run.read_status())
         self._freeze(trial)
         self.progress.starts(trial, goes_on=goes_on)
-        variables = {} if self.share.alone else self.places.variables(gpus, devices)
+        here = not (self.share.alone or self.share.elsewhere)
+        variables = self.places.variables(gpus, devices) if here else {}
         self.pool.start(trial, variables, None if self.share.alone else trial.run.path / "console.log")
         return True
 
@@ -213,7 +220,11 @@ class Crew:
         # Where the resolver of ${hydra:...} looks.
         HydraConfig.instance().set_config(composed)
         is_new = trial.folder is None
-        prepare(trial, *_split(composed), self.sweep.path / str(composed.hydra.sweep.subdir))
+        task, hydra = _split(composed)
+        if self.share.elsewhere:
+            # A job that is requeued starts again by itself.
+            task.trainer.resume = "auto"
+        prepare(trial, task, hydra, self.sweep.path / str(composed.hydra.sweep.subdir))
         if is_new:
             self.task.trials.append(trial.run.path)
 

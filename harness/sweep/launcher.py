@@ -8,6 +8,7 @@ that died go on.
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
@@ -16,8 +17,9 @@ from omegaconf import DictConfig
 
 from harness.errors import EXIT_USER, UserError, reject, tell
 from harness.experiment.launch import Task, monitored
+from harness.sweep import slurm_queue
 from harness.sweep.crew import Crew, Share, open_sweep
-from harness.sweep.plugin import adopt
+from harness.sweep.plugin import SlurmConf, adopt
 from harness.sweep.pool import Pool
 from harness.sweep.trial import Trial
 
@@ -61,6 +63,36 @@ class SerialLauncher(PoolLauncher):
     alone = True
 
 
+class SlurmLauncher(PoolLauncher):
+    """Hands trials to SLURM and waits for them."""
+
+    def __init__(self, **options: Any) -> None:
+        """Args: as in `SlurmConf`."""
+        self.options = SlurmConf(**options)
+        self.crew: Crew
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Opens the sweep folder, which no other sweep may run in."""
+        assert isinstance(task_function, Task)
+        try:
+            slurm_queue.check(self.options)
+            sweep = open_sweep(config)
+            share = Share(jobs=self.options.max_parallel, elsewhere=True)
+            queue = slurm_queue.SlurmQueue(self.options, sweep.path)
+            self.crew = Crew(hydra_context, config, task_function, share, queue, sweep)
+        except UserError as error:
+            tell(error)
+            sys.exit(EXIT_USER)
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """As for the pool; what SLURM refuses ends the sweep."""
+        try:
+            return super().launch(job_overrides, initial_job_idx)
+        except UserError as error:
+            tell(error)
+            sys.exit(EXIT_USER)
+
+
 def _returned(overrides: Sequence[str], trial: Trial | None) -> JobReturn:
     value = None if trial is None else monitored(trial.run.read_summary(), trial.config.trainer.monitor)
     # A failed trial ends no sweep, which Hydra's FAILED would.
@@ -71,3 +103,4 @@ def _returned(overrides: Sequence[str], trial: Trial | None) -> JobReturn:
 
 adopt(PoolLauncher)
 adopt(SerialLauncher)
+adopt(SlurmLauncher)

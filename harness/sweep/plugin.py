@@ -43,6 +43,45 @@ class PoolConf:
 
 
 @dataclass(kw_only=True, slots=True)
+class SlurmConf:
+    """`hydra/launcher=slurm`: each trial a job on one node, those that start together as one array."""
+
+    _target_: str = f"{_MODULE}.SlurmLauncher"
+    partition: str | None = None
+    """As in sbatch, like all that follow; null leaves it to the cluster."""
+    account: str | None = None
+    """Who pays."""
+    qos: str | None = None
+    """Quality of service."""
+    time: str | None = None
+    """Limit of a job, `HH:MM:SS` or `D-HH`. Ahead of it the trial saves and is requeued."""
+    gpus: int | None = None
+    """GPUs of a job; null: trainer.devices of its trial, none with trainer.accelerator=cpu."""
+    cpus: int | None = None
+    """Cores of a job."""
+    memory_gib: float | None = None
+    """Host memory of a job."""
+    mail_user: str | None = None
+    """Where mail goes."""
+    mail_type: str | None = None
+    """When: `END,FAIL`."""
+    dependency: str | None = None
+    """Jobs to wait for: `afterok:4711`."""
+    setup: list[str] = field(default_factory=list)
+    """Lines of shell before the trial, as they are: `module load cuda`, `source env/bin/activate`."""
+    options: list[str] = field(default_factory=list)
+    """Further options of sbatch: `--constraint=h100`."""
+    max_parallel: int | None = None
+    """Trials that run at a time, at most."""
+    requeue: bool = True
+    """Put a job that is preempted, or whose time is nearly over, back into the queue, to go on from its checkpoint."""
+    signal_seconds: int = 120
+    """How long before its time limit a job is told to save."""
+    poll_seconds: float = 5.0
+    """Between two questions to SLURM."""
+
+
+@dataclass(kw_only=True, slots=True)
 class GridConf:
     """`hydra/sweeper=grid`: every combination of the values given, of every arm of a study."""
 
@@ -108,6 +147,7 @@ def _open_maps(config: type) -> DictConfig:
 for _group, _name, _node in (
     ("hydra/launcher", "serial", SerialConf),
     ("hydra/launcher", "pool", PoolConf),
+    ("hydra/launcher", "slurm", SlurmConf),
     ("hydra/sweeper", "grid", GridConf),
     ("hydra/sweeper", "optuna", OptunaConf),
 ):

@@ -31,6 +31,7 @@ def main(path):
     seed, lr, steps = config["seed"], config["optim"]["lr"] or 1e-4, config["trainer"]["max_steps"]
     signal.signal(signal.SIGTERM, signal.SIG_IGN if seed == DEAF else stop(folder, 143))
     signal.signal(signal.SIGINT, signal.SIG_IGN if seed == DEAF else stop(folder, 130))
+    signal.signal(signal.SIGUSR1, stop(folder, 138))
     done = len(folder.metrics.read_text().splitlines()) if folder.metrics.is_file() else 0
     eaten = bytearray(300 * 2**20) if seed == HUNGRY else None
     for step in range(done + 1, steps + 1):
