@@ -186,7 +186,7 @@ def test_ctrl_c_ends_a_run_with_130_and_its_folder(tmp_path, rows):
     assert output.splitlines()[-1] == f"run: {tmp_path / 'run'}"
     assert "Traceback" not in error
     status = json.loads((tmp_path / "run" / "status.json").read_text())
-    assert status["state"] == "preempted" and status["exit_reason"] == "KeyboardInterrupt: interrupted"
+    assert status["state"] == "preempted" and status["exit_reason"] == "Preempted: SIGINT"
 
 
 @pytest.mark.slow

@@ -132,7 +132,7 @@ def test_schedule_free_exports_the_average(run_text):
 def test_schedule_free_exports_the_best_average(run_text, monkeypatch):
     """The validation loss is made to rise, so that the best weights are not the last ones."""
     losses = iter([1.0, 2.0, 3.0])
-    monkeypatch.setattr(Evaluator, "_loss", lambda self, trainer, module: {"val/loss": next(losses)})
+    monkeypatch.setattr(Evaluator, "_loss", lambda self, trainer, module: ({"val/loss": next(losses)}, {}))
     folder, code = run_text("a", "optim=schedule_free", "trainer.load_best=true")
     assert code == 0 and (folder.checkpoints / "best").resolve().name == "step_2"
     assert distance(exported(folder), averaged(folder, "best")) < 1e-6

@@ -127,7 +127,7 @@ def test_a_run_without_checkpoints_has_its_figures_and_its_result(run):
 def test_best_checkpoint_is_exported_when_asked(run, monkeypatch):
     """The validation loss is made to rise, so that the best weights are not the last ones."""
     losses = iter([0.5, 1.0, 2.0, 3.0])
-    monkeypatch.setattr(Evaluator, "_loss", lambda self, trainer, module: {"val/loss": next(losses)})
+    monkeypatch.setattr(Evaluator, "_loss", lambda self, trainer, module: ({"val/loss": next(losses)}, {}))
     common = ["tuner=full", "optim.lr=1e-3", "trainer.max_steps=3", "trainer.val_every_steps=1"]
     folder, code = run("a", *common, "trainer.load_best=true", "data.generation.enabled=false")
     assert code == 0
@@ -218,7 +218,7 @@ def test_a_longer_resumed_run_stretches_the_schedule(run_text):
 @pytest.mark.slow
 def test_rates_that_follow_validation_fall_and_go_on_after_a_resume(run_text, monkeypatch):
     losses = iter([1.0, 2.0, 3.0, 0.5, 2.0, 3.0])
-    monkeypatch.setattr(Evaluator, "_loss", lambda self, trainer, module: {"val/loss": next(losses)})
+    monkeypatch.setattr(Evaluator, "_loss", lambda self, trainer, module: ({"val/loss": next(losses)}, {}))
     plateau = ["name=reduce_lr_on_plateau", "factor=0.5", "patience=0", "cooldown=1", "warmup_steps=2"]
     common = [f"optim.schedule.{item}" for item in plateau] + ["trainer.val_every_steps=1"]
     folder, _ = run_text("a", *common, "trainer.max_steps=3")
