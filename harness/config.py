@@ -223,11 +223,12 @@ def to_plain(run: RunConfig) -> dict[str, Any]:
 
 def identity(run: RunConfig) -> dict[str, Any]:
     """Returns the config as flat `group.key` pairs, without what changes no result."""
-    return {
-        key: value
-        for key, value in flatten(to_plain(run)).items()
-        if not any(key == volatile or key.startswith(volatile + ".") for volatile in VOLATILE)
-    }
+    return {key: value for key, value in flatten(to_plain(run)).items() if not is_volatile(key)}
+
+
+def is_volatile(key: str) -> bool:
+    """Says whether a dotted key changes no result."""
+    return any(key == volatile or key.startswith(volatile + ".") for volatile in VOLATILE)
 
 
 def config_hash(run: RunConfig) -> str:

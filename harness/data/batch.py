@@ -125,6 +125,23 @@ class Batch:
         """Returns a copy on the device."""
         return _map(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
+    def stretch(self, first: int, shown_V: Tensor, taught_K: Tensor) -> "Batch":
+        """Returns a copy with some of the visual tokens and targets, at places counted from `first`.
+
+        Args:
+            first: Of the flattened (B, S).
+            shown_V: Which visual tokens stay, bool.
+            taught_K: Which targets.
+        """
+        return dataclasses.replace(
+            self,
+            visual_index=self.visual_index[shown_V] - first,
+            target_index=self.target_index[taught_K] - first,
+            targets=self.targets[taught_K],
+            loss_weights=None if self.loss_weights is None else self.loss_weights[taught_K],
+            channels=None if self.channels is None else self.channels[taught_K],
+        )
+
     def pin_memory(self) -> "Batch":
         """Returns a copy in page-locked memory, from which copies to a GPU do not block."""
         return _map(self, Tensor.pin_memory)
@@ -159,6 +176,11 @@ class PromptBatch:
     def pin_memory(self) -> "PromptBatch":
         """Returns a copy in page-locked memory."""
         return _map(self, Tensor.pin_memory)
+
+
+def within(index: Tensor, first: int, last: int) -> Tensor:
+    """Returns for each index whether it lies from `first` to before `last`."""
+    return (index >= first) & (index < last)
 
 
 def _map(batch: AnyBatch, change: Callable[[Tensor], Tensor]) -> AnyBatch:

@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from harness.data.batch import Batch, Cached
+from harness.data.batch import Batch, Cached, within
 from harness.model.vision import vision_index
 
 
@@ -45,22 +45,17 @@ def _rows(batch: Batch, low: int, high: int, vision: "_Vision") -> Batch:
     first, last = low * length, high * length
     starts_C = batch.cu_seqlens
     inside_C = starts_C[(starts_C >= first) & (starts_C <= last)] - first
-    taught_K = _within(batch.target_index, first, last)
-    shown_V = _within(batch.visual_index, first, last)
+    taught_K = within(batch.target_index, first, last)
+    shown_V = within(batch.visual_index, first, last)
     pixels, grid, cached = vision.of(shown_V)
     return dataclasses.replace(
-        batch,
+        batch.stretch(first, shown_V, taught_K),
         input_ids=batch.input_ids[low:high],
         attention_mask=None if batch.attention_mask is None else batch.attention_mask[low:high],
         position_ids=batch.position_ids[:, low:high],
         cu_seqlens=inside_C,
         pixel_values=pixels,
         grid_thw=grid,
-        visual_index=batch.visual_index[shown_V] - first,
-        target_index=batch.target_index[taught_K] - first,
-        targets=batch.targets[taught_K],
-        loss_weights=None if batch.loss_weights is None else batch.loss_weights[taught_K],
-        channels=None if batch.channels is None else batch.channels[taught_K],
         max_seqlen=int(inside_C.diff().max()),
         num_supervised=int(taught_K.sum()),
         num_visual=int(shown_V.sum()),
@@ -68,10 +63,6 @@ def _rows(batch: Batch, low: int, high: int, vision: "_Vision") -> Batch:
         vision=None,
         cached=cached,
     )
-
-
-def _within(index: Tensor, first: int, last: int) -> Tensor:
-    return (index >= first) & (index < last)
 
 
 class _Vision:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.data.batch import Batch, Share
+from harness.data.batch import Batch, Share, within
 from harness.data.collator import join_found
 from harness.data.features.lookup import Found
 from harness.data.template.encoder import LoadedSample
@@ -36,8 +36,8 @@ def take_share(batch: Batch, loaded: Sequence[LoadedSample], rank: int, size: in
     assert rows * length % size == 0, "the layout pads rows to a multiple"
     slice_length = rows * length // size
     first, last = rank * slice_length, (rank + 1) * slice_length
-    taught_K = _within(batch.target_index, first, last)
-    shown_V = _within(batch.visual_index, first, last)
+    taught_K = within(batch.target_index, first, last)
+    shown_V = within(batch.visual_index, first, last)
     grids_N3 = np.concatenate([item.sample.grids for item in loaded] or [np.zeros((0, 3))]).astype(np.int64)
     owner_N = deal(grids_N3.prod(axis=1), size)
     owner_V = np.repeat(owner_N, grids_N3.prod(axis=1) // merge**2)
@@ -56,16 +56,11 @@ def take_share(batch: Batch, loaded: Sequence[LoadedSample], rank: int, size: in
         num_fresh=0 if grid_thw is None else int(grid_thw.prod(1).sum()) // merge**2,
     )
     return dataclasses.replace(
-        batch,
+        batch.stretch(first, shown_V, taught_K),
         input_ids=batch.input_ids.view(1, -1)[:, first:last],
         position_ids=batch.position_ids.flatten(1)[:, None, first:last],
         pixel_values=pixels,
         grid_thw=grid_thw,
-        visual_index=batch.visual_index[shown_V] - first,
-        target_index=batch.target_index[taught_K] - first,
-        targets=batch.targets[taught_K],
-        loss_weights=None if batch.loss_weights is None else batch.loss_weights[taught_K],
-        channels=None if batch.channels is None else batch.channels[taught_K],
         num_frame_pairs=0 if grid_thw is None else int((grid_thw[:, 0] * grid_thw[:, 1:].prod(1) ** 2).sum()),
         cached=None if batch.cached is None else join_found(found),
         share=share,
@@ -80,10 +75,6 @@ def deal(patches_N: np.ndarray, size: int) -> np.ndarray:
         owner_N[number] = held.argmin()
         held[owner_N[number]] += patches_N[number]
     return owner_N
-
-
-def _within(index: Tensor, first: int, last: int) -> Tensor:
-    return (index >= first) & (index < last)
 
 
 def _order(owner_W: np.ndarray) -> np.ndarray:

@@ -91,15 +91,15 @@ class RunFolder:
 
     def read_status(self) -> dict[str, Any]:
         """Returns the last status written, or an empty dict."""
-        return _read_json(self.status)
+        return read_json(self.status)
 
     def read_summary(self) -> dict[str, Any]:
         """Returns the summary of the last attempt that ended, or an empty dict."""
-        return _read_json(self.summary)
+        return read_json(self.summary)
 
     def read_environment(self) -> dict[str, Any]:
         """Returns what the last attempt that got to train depended on, or an empty dict."""
-        return _read_json(self.path / "environment.json")
+        return read_json(self.path / "environment.json")
 
     def write_status(self, **changes: Any) -> None:
         """Updates the status, keeping the fields that are not named."""
@@ -135,7 +135,8 @@ def is_held(lock: Path) -> bool:
     return False
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns a file's content, or an empty dict where there is no file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 

@@ -125,10 +125,10 @@ def fixed(
     text: Any = base.config.get_text_config()
     head = min(extent.supervised, CHUNK) * text.vocab_size * _head_bytes(base, compiled)
     backward = extent.tokens * (8 * text.hidden_size + 6 * text.intermediate_size)
-    whole = Bytes(_bytes(model) - saved, needs.gradients, needs.state)
-    layers = [_bytes(layer) for layer in base.model.language_model.layers]
-    share = 1 - saved / _bytes(model)
-    split = Model(whole, sum(p.numel() for _, p in trained), share * max(layers), _bytes(model) - sum(layers))
+    total, layers = _bytes(model), [_bytes(layer) for layer in base.model.language_model.layers]
+    whole = Bytes(total - saved, needs.gradients, needs.state)
+    largest = (1 - saved / total) * max(layers)
+    split = Model(whole, sum(p.numel() for _, p in trained), largest, total - sum(layers))
     weights, gradients, state = map(int, strategy.held(split, processes))
     return Fixed(weights, gradients, state, _images(base, extent), head, backward, int(needs.update))
 

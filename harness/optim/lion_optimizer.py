@@ -13,11 +13,13 @@ _PART = 2**27
 def in_parts(parameters: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
     """Yields parameters in order, as many together as have no more values than `_PART`, and at least one."""
     part: list[torch.Tensor] = []
+    size = 0
     for parameter in parameters:
-        if part and sum(p.numel() for p in part) + parameter.numel() > _PART:
+        if part and size + parameter.numel() > _PART:
             yield part
-            part = []
+            part, size = [], 0
         part.append(parameter)
+        size += parameter.numel()
     if part:
         yield part
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.config import VOLATILE, flatten
+from harness.config import flatten, is_volatile
 from harness.errors import UserError
 from harness.report.files import curve, read_items, read_json, read_rows, read_yaml, state
 from harness.report.trial import Trial, Value
@@ -89,7 +89,7 @@ def read_trial(folder: Path) -> Trial:
         folder=folder,
         sweep=folder.resolve().parent.name,
         status=standing,
-        config={key: value for key, value in flat.items() if not _is_volatile(key) and key != "seed"},
+        config={key: value for key, value in flat.items() if not is_volatile(key) and key != "seed"},
         overrides=parse_overrides(overrides),
         seed=seed if isinstance(seed, int) else None,
         command=told.get("command") or _command(overrides),
@@ -136,10 +136,6 @@ def _error(standing: str, status: dict[str, Any], summary: dict[str, Any]) -> st
 
 def _command(overrides: Iterable[Any]) -> str:
     return shlex.join(["python", "-m", "harness", *map(str, overrides)])
-
-
-def _is_volatile(key: str) -> bool:
-    return any(key == volatile or key.startswith(volatile + ".") for volatile in VOLATILE)
 
 
 def _number(name: str) -> int:

@@ -8,7 +8,6 @@ multirun.yaml Hydra's
 """
 
 import fcntl
-import json
 import os
 import socket
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from harness.errors import UserError
-from harness.experiment.folder import RunFolder, is_held, write_json
+from harness.experiment.folder import RunFolder, is_held, read_json, write_json
 
 FINAL = ("completed", "diverged", "failed", "out_of_memory", "pruned")
 """States that a second start leaves alone. `running` without a process, and `preempted`, go on."""
@@ -85,7 +84,7 @@ class SweepFolder:
 
     def read_plan(self) -> dict[str, Any]:
         """Returns sweep.json, or an empty dict."""
-        return json.loads(self.plan.read_text(encoding="utf-8")) if self.plan.is_file() else {}
+        return read_json(self.plan)
 
     def write_plan(self, command: Sequence[str], trials: Sequence[dict[str, Any]]) -> None:
         """Writes who runs the sweep, and what it is to do.
@@ -125,7 +124,7 @@ def state_of(folder: RunFolder) -> str:
 
 
 def _read(path: Path) -> Record:
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path)
     return Record(
         identity=content["identity"],
         number=content["number"],

@@ -5,7 +5,6 @@ SIGTERM makes it save as well, and SLURM decides what follows: a preempted job i
 stays cancelled, which a requeue from here would undo.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -15,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from harness.experiment.folder import RunFolder, write_json
+from harness.experiment.folder import RunFolder, read_json, write_json
 from harness.experiment.rank import PARENT, without_ranks
 from harness.sweep.pool import COMMAND
 
@@ -27,8 +26,7 @@ _DECIDED_WITHIN_S, _KILLED_WITHIN_S = 60, 600
 
 def read_note(run: RunFolder) -> dict[str, Any]:
     """Returns what is known of a trial's job; nothing where there is none."""
-    path = run.path / NOTE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(run.path / NOTE)
 
 
 def main(listed: Path, requeues: bool) -> int:
