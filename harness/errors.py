@@ -3,6 +3,8 @@
 import os
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 EXIT_USER, EXIT_CRASH = 2, 1
 """Exit codes: a mistake that the user can mend, and anything else."""
@@ -31,3 +33,13 @@ def tell(error: UserError) -> None:
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         traceback.print_exception(error)
     print(f"error: {error}", file=sys.stderr)
+
+
+@contextmanager
+def ends_on_mistake() -> Iterator[None]:
+    """Tells a mistake and ends the process, within what Hydra calls: Hydra would show where it was raised."""
+    try:
+        yield
+    except UserError as error:
+        tell(error)
+        sys.exit(EXIT_USER)

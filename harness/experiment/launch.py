@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from harness import STARTED, config
-from harness.errors import EXIT_CRASH, EXIT_USER, UserError, tell
+from harness.errors import EXIT_CRASH, EXIT_USER, UserError, ends_on_mistake
 from harness.experiment.failure import clear
 from harness.experiment.folder import RunFolder
 from harness.experiment.meeting import Meeting
@@ -58,15 +58,11 @@ class Task:
         """Freezes a single run's config in its folder and becomes it: signals and the exit code are the run's own."""
         hydra = HydraConfig.get()
         folder = Path(hydra.runtime.output_dir)
-        try:
+        with ends_on_mistake():
             if hydra.mode is RunMode.MULTIRUN:
                 raise UserError("hydra/launcher=basic: trains trials in one process; use serial or pool")
             config.save(cfg, folder / "config.yaml")
             become_trial(folder, self.meeting)
-        except UserError as error:
-            # Hydra would show where it was raised.
-            tell(error)
-            sys.exit(EXIT_USER)
 
     def finish(self) -> int:
         """Prints the comparison after a multirun; returns 0 if every trial completed, 2 if all that failed did by 2."""

@@ -145,10 +145,17 @@ class Crew:
 
     def start(self, trial: Trial) -> bool:
         """Starts a trial if there is a place for it, nobody asked for an end, and no process runs in its folder."""
-        if self.signals or trial.state == "running":
+        if self.signals:
             return False
         gpus = self.places.take(devices := trial.config.trainer.devices)
         if gpus is None:
+            return False
+        if self.pool.adopt(trial):
+            self._gpus[trial.identity] = gpus
+            self.progress.starts(trial, goes_on=True)
+            return True
+        if trial.state == "running":
+            self.places.give_back(gpus)
             return False
         self._gpus[trial.identity] = gpus
         goes_on = trial.folder is not None and bool(trial.run.read_status())
@@ -220,11 +227,9 @@ class Crew:
         # Where the resolver of ${hydra:...} looks.
         HydraConfig.instance().set_config(composed)
         is_new = trial.folder is None
-        task, hydra = _split(composed)
-        if self.share.elsewhere:
-            # A job that is requeued starts again by itself.
-            task.trainer.resume = "auto"
-        prepare(trial, task, hydra, self.sweep.path / str(composed.hydra.sweep.subdir))
+        path = self.sweep.path / str(composed.hydra.sweep.subdir)
+        # A job that is requeued starts again by itself.
+        prepare(trial, *_split(composed), path, restarts=self.share.elsewhere)
         if is_new:
             self.task.trials.append(trial.run.path)
 

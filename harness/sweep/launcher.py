@@ -6,7 +6,6 @@ that died go on.
 """
 
 import os
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,12 +14,13 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from harness.errors import EXIT_USER, UserError, reject, tell
+from harness.errors import ends_on_mistake
 from harness.experiment.launch import Task, monitored
-from harness.sweep import slurm_queue
 from harness.sweep.crew import Crew, Share, open_sweep
-from harness.sweep.plugin import SlurmConf, adopt
+from harness.sweep.folder import SweepFolder
+from harness.sweep.plugin import SlurmConf, adopt, check_positive
 from harness.sweep.pool import Pool
+from harness.sweep.slurm_queue import SlurmQueue, check
 from harness.sweep.trial import Trial
 
 
@@ -37,23 +37,25 @@ class PoolLauncher(Launcher):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Opens the sweep folder, which no other sweep may run in."""
         assert isinstance(task_function, Task)
-        try:
-            for key in ("jobs", "per_gpu", "memory_gib"):
-                value = getattr(self, key)
-                if value is not None and value <= 0:
-                    raise reject(f"hydra.launcher.{key}", value, "must be more than 0")
-            share = Share(jobs=self.jobs, per_gpu=self.per_gpu, alone=self.alone)
-            pool = Pool(memory_gib=self.memory_gib)
-            self.crew = Crew(hydra_context, config, task_function, share, pool, open_sweep(config))
-        except UserError as error:
-            # Hydra would show where it was raised.
-            tell(error)
-            sys.exit(EXIT_USER)
+        with ends_on_mistake():
+            sweep = open_sweep(config)
+            share, pool = self.where(sweep)
+            self.crew = Crew(hydra_context, config, task_function, share, pool, sweep)
+
+    def where(self, sweep: SweepFolder) -> tuple[Share, Pool | SlurmQueue]:
+        """Returns how trials share what there is, and what runs them.
+
+        Raises:
+            UserError: An option is out of range.
+        """
+        check_positive({key: getattr(self, key) for key in ("jobs", "per_gpu", "memory_gib")})
+        return Share(jobs=self.jobs, per_gpu=self.per_gpu, alone=self.alone), Pool(memory_gib=self.memory_gib)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Runs trials to their end; the value of each is its last one of `trainer.monitor`, or None."""
         planned = self.crew.plan(job_overrides, initial_job_idx)
-        self.crew.run([trial for trial in planned if trial is not None])
+        with ends_on_mistake():
+            self.crew.run([trial for trial in planned if trial is not None])
         return [_returned(overrides, trial) for overrides, trial in zip(job_overrides, planned, strict=True)]
 
 
@@ -71,26 +73,14 @@ class SlurmLauncher(PoolLauncher):
         self.options = SlurmConf(**options)
         self.crew: Crew
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Opens the sweep folder, which no other sweep may run in."""
-        assert isinstance(task_function, Task)
-        try:
-            slurm_queue.check(self.options)
-            sweep = open_sweep(config)
-            share = Share(jobs=self.options.max_parallel, elsewhere=True)
-            queue = slurm_queue.SlurmQueue(self.options, sweep.path)
-            self.crew = Crew(hydra_context, config, task_function, share, queue, sweep)
-        except UserError as error:
-            tell(error)
-            sys.exit(EXIT_USER)
+    def where(self, sweep: SweepFolder) -> tuple[Share, Pool | SlurmQueue]:
+        """Returns the queue.
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """As for the pool; what SLURM refuses ends the sweep."""
-        try:
-            return super().launch(job_overrides, initial_job_idx)
-        except UserError as error:
-            tell(error)
-            sys.exit(EXIT_USER)
+        Raises:
+            UserError: SLURM is not here, or an option is out of range.
+        """
+        check(self.options)
+        return Share(jobs=self.options.max_parallel, elsewhere=True), SlurmQueue(self.options, sweep.path)
 
 
 def _returned(overrides: Sequence[str], trial: Trial | None) -> JobReturn:

@@ -6,6 +6,7 @@ an eighth folder beside conf/ and harness/, so `adopt` makes its module where a 
 
 import importlib
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from types import ModuleType
@@ -15,6 +16,8 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.plugin import Plugin
 from omegaconf import DictConfig, OmegaConf
+
+from harness.errors import reject
 
 _MODULE = "hydra_plugins.harness"
 
@@ -152,6 +155,17 @@ for _group, _name, _node in (
     ("hydra/sweeper", "optuna", OptunaConf),
 ):
     ConfigStore.instance().store(group=_group, name=_name, node=_open_maps(_node), provider="harness")
+
+
+def check_positive(options: Mapping[str, float | None]) -> None:
+    """Checks options of the launcher.
+
+    Raises:
+        UserError: One is 0 or less.
+    """
+    for key, value in options.items():
+        if value is not None and value <= 0:
+            raise reject(f"hydra.launcher.{key}", value, "must be more than 0")
 
 
 def adopt(plugin: type[Plugin]) -> None:

@@ -7,11 +7,10 @@ configs, as with any sweeper, so the ranks of one never see another's point.
 """
 
 import math
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
@@ -19,7 +18,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from harness.config import config_hash
-from harness.errors import EXIT_USER, UserError, tell
+from harness.errors import UserError, ends_on_mistake
 from harness.experiment.launch import Task
 from harness.logging.metrics import read
 from harness.sweep.crew import Crew
@@ -55,24 +54,20 @@ class OptunaSweeper(Sweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Makes the launcher, whose trials it starts itself."""
         assert isinstance(task_function, Task)
-        try:
+        with ends_on_mistake():
             self.options.check()
             launcher = Plugins.instance().instantiate_launcher(
                 hydra_context=hydra_context, task_function=task_function, config=config
             )
             if not isinstance(launcher, PoolLauncher):
                 raise UserError("hydra/sweeper=optuna: needs hydra/launcher=serial or pool, to end a trial early")
-        except UserError as error:
-            _refuse(error)
         self.task, self.config, self.crew = task_function, config, launcher.crew
 
     def sweep(self, arguments: list[str]) -> None:
         """Runs trials until there are as many as were asked for."""
         OmegaConf.save(self.config, self.crew.sweep.path / "multirun.yaml")
-        try:
+        with ends_on_mistake():
             Search(self.crew, self.task, self.options, arguments).run()
-        except UserError as error:
-            _refuse(error)
 
 
 @dataclass(slots=True)
@@ -100,13 +95,13 @@ class Search:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         fixed, space = split(self.arguments)
-        monitor = next(iter(self.task.checked.values())).trainer.monitor
+        first = next(iter(self.task.checked.values()))
+        monitor = first.trainer.monitor
         objectives = {key: way.name for key, way in self.options.objectives.items()}
         objectives = objectives or {monitor: "minimize" if badness(monitor, 1.0) > 0 else "maximize"}
-        base = config_hash(next(iter(self.task.checked.values())))
         study = open_study(
             self.crew.sweep.path / "optuna.log",
-            f"{sorted(space.items())} {objectives} {base}",
+            f"{sorted(space.items())} {objectives} {config_hash(first)}",
             list(objectives.values()),
             make_pruner(self.options),
         )
@@ -205,12 +200,6 @@ def _measured(path: Path, metric: str, after: int) -> list[tuple[int, float]]:
         return []
     rows = [(row["step"], row[metric]) for row in read(path) if row["step"] > after and metric in row]
     return [(step, value) for step, value in rows if math.isfinite(value)]
-
-
-def _refuse(error: UserError) -> NoReturn:
-    # Hydra would show where it was raised.
-    tell(error)
-    sys.exit(EXIT_USER)
 
 
 adopt(OptunaSweeper)

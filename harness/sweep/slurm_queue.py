@@ -16,7 +16,7 @@ from typing import Any
 
 from harness.errors import UserError, reject
 from harness.experiment.folder import write_json
-from harness.sweep.plugin import SlurmConf
+from harness.sweep.plugin import SlurmConf, check_positive
 from harness.sweep.pool import Ended
 from harness.sweep.slurm_job import NOTE, read_note
 from harness.sweep.trial import Trial
@@ -55,7 +55,7 @@ class SlurmQueue:
         return len(self._next) + len(self._jobs)
 
     def start(self, trial: Trial, variables: Mapping[str, str], output: Path | None) -> None:
-        """Puts a trial into the next array; one whose job is there from an earlier start is awaited.
+        """Puts a trial into the next array.
 
         Args:
             trial: The trial.
@@ -68,10 +68,15 @@ class SlurmQueue:
         if (nodes := trial.config.trainer.nodes) > 1:
             remedy = "a trial of hydra/launcher=slurm has one node; start such runs by sbatch and srun (docs/launch.md)"
             raise reject("trainer.nodes", nodes, remedy)
-        if (name := read_note(trial.run).get("job")) and _is_there(_states([name]).get(name)):
-            self._jobs[trial.identity] = _Job(trial, name, time.time())
-        else:
-            self._next.append(trial)
+        self._next.append(trial)
+
+    def adopt(self, trial: Trial) -> bool:
+        """Takes over a trial whose job is there from an earlier start."""
+        name = None if trial.folder is None else read_note(trial.run).get("job")
+        if name is None or not _is_there(_states([name]).get(name)):
+            return False
+        self._jobs[trial.identity] = _Job(trial, name, time.time())
+        return True
 
     def poll(self) -> list[Ended]:
         """Submits what waits to be, and returns the trials whose jobs are over since the last look.
@@ -165,10 +170,8 @@ def check(options: SlurmConf) -> None:
     """
     if shutil.which("sbatch") is None:
         raise reject("hydra/launcher", "slurm", "there is no sbatch here: start it on a login node, or use pool")
-    for key in ("max_parallel", "signal_seconds", "poll_seconds", "memory_gib", "cpus"):
-        value = getattr(options, key)
-        if value is not None and value <= 0:
-            raise reject(f"hydra.launcher.{key}", value, "must be more than 0")
+    keys = ("max_parallel", "signal_seconds", "poll_seconds", "memory_gib", "cpus")
+    check_positive({key: getattr(options, key) for key in keys})
 
 
 def _states(names: Sequence[str]) -> dict[str, str]:

@@ -46,7 +46,7 @@ def command_of(overrides: Sequence[str]) -> str:
     return shlex.join(["python", "-m", "harness", *overrides])
 
 
-def prepare(trial: Trial, task: DictConfig, hydra: DictConfig, path: Path) -> None:
+def prepare(trial: Trial, task: DictConfig, hydra: DictConfig, path: Path, *, restarts: bool = False) -> None:
     """Freezes a trial in its folder: Hydra's files, config.yaml, trial.json.
 
     One that was started before goes on after its last checkpoint, with the settings of now that are no part of its
@@ -57,12 +57,13 @@ def prepare(trial: Trial, task: DictConfig, hydra: DictConfig, path: Path) -> No
         task: Its composed config.
         hydra: Hydra's own node of it.
         path: For a trial without a folder; with another trial's record in it, a folder beside it.
+        restarts: Whether it may be started again from this folder without a word from here.
     """
     if trial.folder is None:
         if (path / "trial.json").is_file() or (path / "status.json").is_file():
             path = path.with_name(f"{path.name}_{trial.identity[:6]}")
         trial.folder = RunFolder(path)
-    elif trial.run.read_status():
+    if restarts or trial.run.read_status():
         task.trainer.resume = "auto"
     files = trial.run.path / ".hydra"
     files.mkdir(parents=True, exist_ok=True)

@@ -106,6 +106,7 @@ def test_a_launcher_that_was_killed_finds_its_jobs_again(sweep, slurm):
     jobs = [job(trial) for trial in sweep.trials()]
     done = sweep(*command, **slurm)
     assert done.returncode == 0, done.err
+    assert done.out.count("(goes on)") == 2
     assert [job(trial) for trial in sweep.trials()] == jobs
     assert [status(trial)["attempt"] for trial in sweep.trials()] == [1, 1]
 
@@ -121,6 +122,21 @@ def test_ctrl_c_cancels_all_jobs_and_they_stay_cancelled(sweep, slurm):
     assert run(slurm, "squeue", "--noheader", "--states=PENDING,RUNNING") == ""
     states = [status(trial).get("state", "waiting") for trial in sweep.trials()]
     assert sorted(states) == ["preempted"] * 2 + ["waiting"]
+
+
+@with_slurm
+def test_a_ctrl_c_reaches_jobs_of_an_earlier_launcher(sweep, slurm):
+    command = (*CHOICE, f"trainer.max_steps={10 * LONG}", "seed=1", "optim.lr=1e-3")
+    process = sweep.start(*command, **slurm)
+    wait_for(lambda: sweep.trials() and steps(sweep.trials()[0]))
+    process.kill()
+    process.communicate()
+    process = sweep.start(*command, **slurm)
+    assert any("(goes on)" in line for line in process.stdout)
+    process.send_signal(signal.SIGINT)
+    done = finished(process)
+    assert done.code == 130, done.err
+    assert status(sweep.trials()[0])["state"] == "preempted"
 
 
 def test_the_script_quotes_paths_and_leaves_the_users_lines_alone(tmp_path):
