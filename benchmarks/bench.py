@@ -27,7 +27,7 @@ import yaml
 from gpu_watch import under_load, watched
 from performance_tables import render
 from process import ROOT, Outcome, run_harness
-from tables import card, read_json
+from tables import keep, read_lines, split_arguments
 
 BENCH = yaml.safe_load((ROOT / "benchmarks" / "bench.yaml").read_text(encoding="utf-8"))
 RESULTS = ROOT / "docs" / "results"
@@ -109,8 +109,8 @@ def measure(name: str, more: list[str], out: Path) -> Entry:
     samples = folder.with_suffix(".csv")
     with watched(samples):
         outcome = run_harness(chosen, folder, BENCH["limit_s"], {})
-    rows = [json.loads(line) for line in _lines(folder / "metrics.jsonl")]
-    made = entry(name, chosen, outcome, rows) | under_load(_lines(samples))
+    rows = [json.loads(line) for line in read_lines(folder / "metrics.jsonl")]
+    made = entry(name, chosen, outcome, rows) | under_load(read_lines(samples))
     shown = ("tokens_per_s", "tokens_per_s_min", "tokens_per_s_max", "mfu", "peak_allocated_gib", "startup_time_s")
     shown += ("sm_clock_mhz", "power_w")
     words = ", ".join(f"{key} {made[key]:,.4g}" for key in shown if made.get(key) is not None)
@@ -118,23 +118,9 @@ def measure(name: str, more: list[str], out: Path) -> Entry:
     return made
 
 
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-
-
-def keep(made: Entry, results: Path) -> None:
-    """Puts an entry into the results of its card; one that failed before it knew its card is shown alone."""
-    if made["device"] is None:
-        return
-    path = results / f"performance_{card(made['device']).lower()}.json"
-    entries = {item["key"]: item for item in read_json(path, [])} | {made["key"]: made}
-    path.write_text(json.dumps(list(entries.values()), indent=1) + "\n", encoding="utf-8")
-
-
 def main() -> None:
     """Does what the first argument says."""
-    place = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
-    arguments, more = sys.argv[1:place], sys.argv[place + 1 :]
+    arguments, more = split_arguments()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("prepare", "run", "list", "render"))
     parser.add_argument("--only", nargs="*", default=list(BENCH["workloads"]), choices=list(BENCH["workloads"]))
@@ -152,7 +138,7 @@ def main() -> None:
             for _ in range(BENCH["workloads"][name].get("runs", 1)):
                 made = measure(name, more, args.out)
             if not more:
-                keep(made, args.results)
+                keep(made, args.results, "performance")
 
 
 if __name__ == "__main__":

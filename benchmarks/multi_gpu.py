@@ -16,7 +16,6 @@ import argparse
 import json
 import shlex
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from typing import Any
 import yaml
 from multi_gpu_tables import render
 from process import ROOT, run_harness
-from tables import card, read_json
+from tables import keep, read_json, read_lines, split_arguments
 
 BENCH = yaml.safe_load((ROOT / "benchmarks" / "multi_gpu.yaml").read_text(encoding="utf-8"))
 Entry = dict[str, Any]
@@ -114,8 +113,7 @@ def measure(run: Run, more: list[str], out: Path) -> Entry:
     chosen = [*run.overrides(), *more]
     folder = out / f"{run.key.replace(' ', '_')}_{time.time_ns()}"
     outcome = run_harness(chosen, folder, BENCH["limit_s"], {})
-    metrics = folder / "metrics.jsonl"
-    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.is_file() else []
+    rows = [json.loads(line) for line in read_lines(folder / "metrics.jsonl")]
     profile = read_json(folder / "profile" / "kernels.json", {"groups": {}})
     device = outcome.environment.get("device", {})
     made = {
@@ -145,19 +143,9 @@ def _words(made: Entry) -> Iterator[str]:
         yield f"last loss {made['losses'][-1]:.5f}"
 
 
-def keep(made: Entry, results: Path) -> None:
-    """Puts an entry into the results of its card."""
-    if made["device"] is None:
-        return
-    path = results / f"multi_gpu_{card(made['device']).lower()}.json"
-    entries = {item["key"]: item for item in read_json(path, [])} | {made["key"]: made}
-    path.write_text(json.dumps(list(entries.values()), indent=1) + "\n", encoding="utf-8")
-
-
 def main() -> None:
     """Does what the first argument says."""
-    place = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
-    arguments, more = sys.argv[1:place], sys.argv[place + 1 :]
+    arguments, more = split_arguments()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("run", "list", "render"))
     parser.add_argument("--gpus", type=int, default=2)
@@ -181,7 +169,7 @@ def main() -> None:
                 break
             made = measure(run, more, args.out)
             if not more:
-                keep(made, args.results)
+                keep(made, args.results, "multi_gpu")
 
 
 if __name__ == "__main__":

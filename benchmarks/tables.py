@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,3 +37,29 @@ def card(device: str) -> str:
 def failure(entry: Mapping[str, Any]) -> str:
     """Returns in a cell's words why a run did not complete."""
     return f"{entry['status']}: {str(entry['error']).splitlines()[0][:80]}".replace("|", "/")
+
+
+def keep(made: dict[str, Any], results: Path, kind: str) -> None:
+    """Puts an entry into the results of its card, in the place of one with its key.
+
+    Args:
+        made: With `key` and `device`; one that failed before it knew its card is not kept.
+        results: The folder of results.
+        kind: Begins the file's name.
+    """
+    if made["device"] is None:
+        return
+    path = results / f"{kind}_{card(made['device']).lower()}.json"
+    entries = {item["key"]: item for item in read_json(path, [])} | {made["key"]: made}
+    path.write_text(json.dumps(list(entries.values()), indent=1) + "\n", encoding="utf-8")
+
+
+def read_lines(path: Path) -> list[str]:
+    """Returns the lines of a file, none where there is no file."""
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+
+
+def split_arguments() -> tuple[list[str], list[str]]:
+    """Returns what stands before and what behind `--` on the command line."""
+    place = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    return sys.argv[1:place], sys.argv[place + 1 :]

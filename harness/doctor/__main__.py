@@ -4,13 +4,13 @@ import argparse
 import datetime
 import json
 import logging
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from harness import registry
+from harness.command_line import Parser, run
 from harness.errors import UserError, tell
 
 _USAGE = """\
@@ -38,34 +38,12 @@ Exit code 0: training could start. 2: it could not, and the message at the end s
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 where training could start, 2 where not, 130 after Ctrl-C."""
-    try:
-        asked = _parse(sys.argv[1:] if arguments is None else arguments)
-        if asked.help:
-            print(_USAGE, end="")
-            return 0
-        return _examine(asked)
-    except UserError as error:
-        tell(error)
-        return 2
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong as every other mistake is said."""
-
-    def error(self, message: str) -> Any:
-        raise UserError(f"{message}; see python -m harness.doctor --help")
-
-
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(prog="python -m harness.doctor", add_help=False, allow_abbrev=False)
-    parser.add_argument("--help", "-h", action="store_true")
+    parser = Parser("python -m harness.doctor")
     parser.add_argument("--decode", action="store_true")
     parser.add_argument("--card")
     parser.add_argument("--out", type=Path)
     parser.add_argument("overrides", nargs="*")
-    return parser.parse_intermixed_args(arguments)
+    return run(parser, arguments, _USAGE, _examine)
 
 
 def _examine(asked: argparse.Namespace) -> int:

@@ -1,13 +1,12 @@
 """`python -m harness.report FOLDER...`: the table on the console, report.csv, pictures and report.html."""
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from harness.errors import UserError, tell
+from harness.command_line import Parser, run
+from harness.errors import UserError
 
 _USAGE = """\
 python -m harness.report [--metric NAME] [--tuned KEY]... [--out FOLDER] [--wandb PROJECT] FOLDER [FOLDER ...]
@@ -30,42 +29,19 @@ Flags
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, 2 where a folder or a flag can not be used, 130 after Ctrl-C."""
-    try:
-        asked = _parse(sys.argv[1:] if arguments is None else arguments)
-        if asked.help:
-            print(_USAGE, end="")
-            return 0
-        if not asked.folders:
-            raise UserError("no folder given; see python -m harness.report --help")
-        _write(asked)
-        return 0
-    except UserError as error:
-        tell(error)
-        return 2
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong as every other mistake is said."""
-
-    def error(self, message: str) -> Any:
-        raise UserError(f"{message}; see python -m harness.report --help")
-
-
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(prog="python -m harness.report", add_help=False, allow_abbrev=False)
-    parser.add_argument("--help", "-h", action="store_true")
+    parser = Parser("python -m harness.report")
     parser.add_argument("--metric")
     parser.add_argument("--tuned", action="append")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--no-pictures", action="store_true")
     parser.add_argument("--wandb")
     parser.add_argument("folders", nargs="*", type=Path)
-    return parser.parse_intermixed_args(arguments)
+    return run(parser, arguments, _USAGE, _report)
 
 
-def _write(asked: argparse.Namespace) -> None:
+def _report(asked: argparse.Namespace) -> int:
+    if not asked.folders:
+        raise UserError("no folder given; see python -m harness.report --help")
     from harness.report import page, table
     from harness.report.analysis import analyse
 
@@ -87,6 +63,7 @@ def _write(asked: argparse.Namespace) -> None:
         from harness.report.artifact import send
 
         send(out, asked.wandb, asked.folders[0].resolve().name)
+    return 0
 
 
 if __name__ == "__main__":

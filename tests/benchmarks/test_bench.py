@@ -76,11 +76,11 @@ def test_a_workload_is_the_median_over_windows_behind_the_warm_up():
 
 def test_results_of_a_card_are_kept_and_rendered(docs):
     found = bench.entry("4b_lora", bench.overrides("4b_lora"), outcome(), list(rows([1.0, 1.0, 26000.0])))
-    bench.keep(found | {"tokens_per_s": 1.0}, docs / "results")
-    bench.keep(found, docs / "results")
+    bench.keep(found | {"tokens_per_s": 1.0}, docs / "results", "performance")
+    bench.keep(found, docs / "results", "performance")
     failed = outcome("out_of_memory", "OutOfMemoryError: CUDA | out\nmore")
-    bench.keep(bench.entry("8b_lora", bench.overrides("8b_lora"), failed, []), docs / "results")
-    bench.keep(bench.entry("2b_lora", [], outcome("failed", "no", None), []), docs / "results")
+    bench.keep(bench.entry("8b_lora", bench.overrides("8b_lora"), failed, []), docs / "results", "performance")
+    bench.keep(bench.entry("2b_lora", [], outcome("failed", "no", None), []), docs / "results", "performance")
     assert [path.name for path in (docs / "results").iterdir()] == ["performance_h200.json"]
     performance_tables.render(bench.BENCH, docs)
     text = (docs / "performance.md").read_text()
