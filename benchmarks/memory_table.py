@@ -2,6 +2,7 @@
 
     python benchmarks/memory_table.py run --out outputs/memory_table.jsonl --limit-s 500
     python benchmarks/memory_table.py run --only 4b,lora,8192 --out outputs/memory_table.jsonl
+    python benchmarks/memory_table.py run --shared --out outputs/memory_table.jsonl
     python benchmarks/memory_table.py run --tiny --out outputs/memory_tiny.jsonl
     python benchmarks/memory_table.py render --out outputs/memory_table.jsonl
 
@@ -9,8 +10,9 @@ One process goes through the configurations of memory_table.yaml. Each has rando
 GPU, the run's own tuner, memory policies, compilation and optimiser, and packed batches of the image-caption workload;
 it is predicted before anything is run, then takes steps in the order in which Lightning does: forward, gradients of
 the step before freed, backward, clip, update. A line is added to the file for each, with why where it failed. `--tiny`
-takes the tiny model and short packs in the place of all shapes, for a look on the CPU. `render` puts the lines into
-docs/results/memory_<card>.json, where the later of two of a configuration stays, and writes the table.
+takes the tiny model and short packs in the place of all shapes, for a look on the CPU; `--shared` keeps no speeds, for
+a GPU that does other work beside. `render` puts the lines into docs/results/memory_<card>.json, where the later of two
+of a configuration stays, and writes the table.
 """
 
 import argparse
@@ -61,6 +63,7 @@ TABLE = yaml.safe_load((ROOT / "benchmarks" / "memory_table.yaml").read_text(enc
 CAPTIONS = ROOT / "outputs" / "captions_memory"
 VISION_SIDE = 48
 """Of the released checkpoints; the tiny model's is another."""
+SPEEDS = ("tokens_per_s", "step_ms", "mfu")
 TINY = ["data.packing_length=1024", "data.workers=0"]
 Entry = dict[str, Any]
 
@@ -322,7 +325,7 @@ def release() -> None:
         torch.cuda.empty_cache()
 
 
-def run(wanted: list[list[str]], out: Path, limit_s: float, tiny: bool) -> None:
+def run(wanted: list[list[str]], out: Path, limit_s: float, tiny: bool, shared: bool) -> None:
     """Goes through configurations, adding a line for each; no new one is begun after so many seconds."""
     began = time.perf_counter()
     registry.load()
@@ -334,6 +337,8 @@ def run(wanted: list[list[str]], out: Path, limit_s: float, tiny: bool) -> None:
             return
         entry = attempt(chosen, batches, tiny)
         release()
+        if shared:
+            entry |= dict.fromkeys(SPEEDS)
         entry["seconds"] = time.perf_counter() - began - past
         with open(out, "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
@@ -350,7 +355,9 @@ def words(entry: Entry) -> Iterator[str]:
     yield f"predicted {entry['predicted_gib']:.2f} GiB,"
     if measured:
         yield f"measured {measured:.2f}, error {100 * (entry['predicted_gib'] / measured - 1):+.1f} %,"
-    yield f"{entry['tokens_per_s']:,.0f} tokens/s, {entry['step_ms']:.0f} ms, {entry['seconds']:.0f} s in all"
+    if entry["tokens_per_s"]:
+        yield f"{entry['tokens_per_s']:,.0f} tokens/s, {entry['step_ms']:.0f} ms,"
+    yield f"{entry['seconds']:.0f} s in all"
 
 
 def main() -> None:
@@ -361,6 +368,7 @@ def main() -> None:
     parser.add_argument("--limit-s", type=float, default=float("inf"), help="begin no configuration after so long")
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "memory_table.jsonl", help="file of lines")
     parser.add_argument("--tiny", action="store_true", help="the tiny model and short packs, for the CPU")
+    parser.add_argument("--shared", action="store_true", help="the GPU does other work too: keep memory, no speeds")
     args = parser.parse_args()
     groups = [group.split(",") for group in args.only] or [[]]
     wanted = [c for c in TABLE["configurations"] if any(all(word in " ".join(c) for word in group) for group in groups)]
@@ -369,7 +377,7 @@ def main() -> None:
     elif args.command == "list":
         print("\n".join(" ".join(chosen) for chosen in wanted))
     else:
-        run(wanted, args.out, args.limit_s, args.tiny)
+        run(wanted, args.out, args.limit_s, args.tiny, args.shared)
 
 
 if __name__ == "__main__":

@@ -54,13 +54,11 @@ def cells(entry: Entry) -> list[str]:
     """Returns a configuration's figures, or why there are none."""
     if entry["status"] != "completed":
         return ["", failure(entry), *[""] * (len(HEADER) - 3)]
-    mfu = entry["mfu"]
+    speed = {"tokens_per_s": "{:,.0f}", "step_ms": "{:,.0f}", "mfu": "{:.1%}"}
     return [
         f"{entry['predicted_gib']:.1f}",
         f"{entry['peak_allocated_gib']:.1f}",
         f"{100 * error(entry):+.1f} %",
         f"{entry['peak_reserved_gib']:.1f}",
-        f"{entry['tokens_per_s']:,.0f}",
-        f"{entry['step_ms']:,.0f}",
-        "" if mfu is None else f"{100 * mfu:.1f} %",
+        *("" if entry[key] is None else form.format(entry[key]).replace("%", " %") for key, form in speed.items()),
     ]

@@ -27,5 +27,5 @@ def test_differences_are_over_the_steps_that_both_have(loss_curve):
 def test_variants_compose_and_name_what_they_are_held_against(loss_curve):
     for variant in loss_curve.VARIANTS:
         config = loss_curve.config_of(variant, tiny=True)
-        assert config.tuner.fused is not variant.startswith("stock")
-    assert set(loss_curve.AGAINST) | set(loss_curve.AGAINST.values()) == set(loss_curve.VARIANTS)
+        assert config.tuner.fused is (variant not in loss_curve.STOCK_FORWARD)
+    assert {name for pair in loss_curve.PAIRS for name in pair} == set(loss_curve.VARIANTS)

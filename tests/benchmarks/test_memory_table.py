@@ -44,18 +44,24 @@ def test_lines_become_results_and_a_table_where_the_later_counts(tmp_path):
     (tmp_path / "results").mkdir()
     (tmp_path / "memory.md").write_text("a\n<!-- predicted -->\nstale\n<!-- end -->\nb\n")
     failed = entry("8b", status="failed", error="OutOfMemoryError: too much\nmore")
-    lines = [entry(predicted_gib=99.0), entry(), failed, entry("cpu", peak_allocated_gib=None)]
+    shared = entry("2b", predicted_gib=10.1, **dict.fromkeys(memory_table.SPEEDS))
+    lines = [entry(predicted_gib=99.0), entry(), failed, shared, entry("cpu", peak_allocated_gib=None)]
     (tmp_path / "lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     memory_tables.render(tmp_path / "lines.jsonl", tmp_path)
     text = (tmp_path / "memory.md").read_text()
     assert "| `4b tuner=lora` | 10.5 | 10.0 | +5.0 % | 11.0 | 20,000 | 400 | 45.0 % |" in text
     assert "failed: OutOfMemoryError: too much |" in text and "stale" not in text and "`cpu`" not in text
-    assert "1 of 1 within 8 %; the largest error is 5.0 %." in text
+    assert (
+        "| `2b` | 10.1 | 10.0 | +1.0 % | 11.0 |  |  |  |" in text
+        and "2 of 2 within 8 %; the largest error is 5.0 %." in text
+    )
     assert json.loads((tmp_path / "results" / "memory_h200.json").read_text())[0]["predicted_gib"] == 10.5
 
 
 @pytest.mark.gpu
 def test_a_configuration_of_the_tiny_model_is_measured_on_a_gpu(tmp_path):
-    memory_table.run([["tiny", "tuner=lora", "memory.checkpointing=full"]], tmp_path / "lines.jsonl", 60, True)
+    memory_table.run(
+        [["tiny", "tuner=lora", "memory.checkpointing=full"]], tmp_path / "lines.jsonl", 60, tiny=True, shared=False
+    )
     (line,) = map(json.loads, (tmp_path / "lines.jsonl").read_text().splitlines())
     assert line["error"] is None and line["peak_allocated_gib"] > 0 and line["marks_gib"]["forward"] > 0
