@@ -32,7 +32,7 @@ from typing import Any
 import torch
 import transformers
 import yaml
-from memory_tables import render
+from memory_tables import SPEEDS, render
 from process import ROOT
 from random_checkpoint import make_config
 
@@ -63,7 +63,6 @@ TABLE = yaml.safe_load((ROOT / "benchmarks" / "memory_table.yaml").read_text(enc
 CAPTIONS = ROOT / "outputs" / "captions_memory"
 VISION_SIDE = 48
 """Of the released checkpoints; the tiny model's is another."""
-SPEEDS = ("tokens_per_s", "step_ms", "mfu")
 TINY = ["data.packing_length=1024", "data.workers=0"]
 Entry = dict[str, Any]
 

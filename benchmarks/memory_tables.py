@@ -7,6 +7,8 @@ from typing import Any
 from tables import card, failure, fill, markdown, read_json
 
 Entry = dict[str, Any]
+SPEEDS = ("tokens_per_s", "step_ms", "mfu")
+"""What a GPU that is shared with other work does not tell."""
 HEADER = ("configuration", "predicted, GiB", "measured", "error", "reserved", "tokens/s", "step, ms", "MFU")
 
 
@@ -25,11 +27,14 @@ def render(lines: Path, docs: Path) -> None:
 
 
 def keep(entry: Entry, folder: Path) -> None:
-    """Puts an entry into the results of its card."""
+    """Puts an entry into the results of its card; speeds that it lacks stay those of the one before."""
     if entry["peak_allocated_gib"] is None:
         return
     path = folder / f"memory_{card(entry['device']).lower()}.json"
-    entries = {item["key"]: item for item in read_json(path, [])} | {entry["key"]: entry}
+    entries = {item["key"]: item for item in read_json(path, [])}
+    before = entries.get(entry["key"], {})
+    speeds = {key: before.get(key) for key in SPEEDS if entry.get(key) is None}
+    entries[entry["key"]] = entry | speeds
     path.write_text(json.dumps(list(entries.values()), indent=1) + "\n", encoding="utf-8")
 
 

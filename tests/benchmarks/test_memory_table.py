@@ -45,7 +45,15 @@ def test_lines_become_results_and_a_table_where_the_later_counts(tmp_path):
     (tmp_path / "memory.md").write_text("a\n<!-- predicted -->\nstale\n<!-- end -->\nb\n")
     failed = entry("8b", status="failed", error="OutOfMemoryError: too much\nmore")
     shared = entry("2b", predicted_gib=10.1, **dict.fromkeys(memory_table.SPEEDS))
-    lines = [entry(predicted_gib=99.0), entry(), failed, shared, entry("cpu", peak_allocated_gib=None)]
+    lines = [
+        entry(predicted_gib=99.0),
+        entry(),
+        failed,
+        shared,
+        entry("both"),
+        {**shared, "key": "both"},
+        entry("cpu", peak_allocated_gib=None),
+    ]
     (tmp_path / "lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     memory_tables.render(tmp_path / "lines.jsonl", tmp_path)
     text = (tmp_path / "memory.md").read_text()
@@ -53,7 +61,7 @@ def test_lines_become_results_and_a_table_where_the_later_counts(tmp_path):
     assert "failed: OutOfMemoryError: too much |" in text and "stale" not in text and "`cpu`" not in text
     assert (
         "| `2b` | 10.1 | 10.0 | +1.0 % | 11.0 |  |  |  |" in text
-        and "2 of 2 within 8 %; the largest error is 5.0 %." in text
+        and "3 of 3 within 8 %; the largest error is 5.0 %." in text
     )
     assert json.loads((tmp_path / "results" / "memory_h200.json").read_text())[0]["predicted_gib"] == 10.5
 
