@@ -9,10 +9,10 @@ The device's product takes the right factor by columns. Forward that is Q as it 
 transpose, which is kept too (2 bytes a weight, as bfloat16) or made each time (1 byte), to the same values. e4m3 serves
 gradients too: with a scale for each token, three bits of mantissa are worth more than e5m2's range.
 
-Shapes: T tokens, D inputs, E outputs, of one matrix or of several with the same input laid one below the other.
+Shapes: T tokens, D inputs, E outputs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -39,20 +39,10 @@ class Fp8Weight(NamedTuple):
         """Returns the weight as the products see it, (E, D)."""
         return (self.data_ED.float() * self.scale_E[:, None]).to(dtype)
 
-    def rows(self, start: int, end: int) -> "Fp8Weight":
-        """Returns some outputs as a weight of their own, sharing memory."""
-        transposed = None if self.data_DE is None else self.data_DE[:, start:end]
-        return Fp8Weight(self.data_ED[start:end], self.scale_E[start:end], transposed)
 
-
-def quantize(weights_ED: Sequence[Tensor], keep_transpose: bool) -> Fp8Weight:
-    """Returns the weights, one below the other, in float8.
-
-    Args:
-        weights_ED: With the same D, on one device; nothing of them is kept.
-        keep_transpose: See above.
-    """
-    data_ED, scale_E1 = quantize_rows(torch.cat([weight.detach() for weight in weights_ED]))
+def quantize(weight_ED: Tensor, keep_transpose: bool) -> Fp8Weight:
+    """Returns a weight in float8, with its transpose (see above) or without; nothing of the argument is kept."""
+    data_ED, scale_E1 = quantize_rows(weight_ED.detach())
     return Fp8Weight(data_ED, scale_E1[:, 0], data_ED.t().contiguous() if keep_transpose else None)
 
 
@@ -65,8 +55,6 @@ def quantize_rows(x_TD: Tensor) -> tuple[Tensor, Tensor]:
 
 def fp8_linear(x: Tensor, weight: Fp8Weight, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """Returns x W^T of shape (..., E), with a gradient to x alone.
-
-    Of several matrices joined, x is rounded once, and their input gradients come summed out of one product.
 
     Args:
         x: (..., D) of any floating type.

@@ -16,8 +16,6 @@ _OLDEST = (8, 9)
 """Compute capability from which on GPUs multiply float8: Ada, Hopper, Blackwell."""
 _STEP = 16
 """The product takes matrices whose sides are multiples of this."""
-JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Layers with one input: in one stretch of memory, for one product."""
 
 
 def check_device(device: torch.device) -> None:
@@ -37,9 +35,6 @@ def check_device(device: torch.device) -> None:
 def replace(model: PreTrainedModel, device: torch.device, keep_transpose: bool) -> None:
     """Quantises every frozen linear layer in the LLM's decoder layers, in place; adapters around them stay.
 
-    Where the layers of `JOINED` are all frozen and without bias, their parent gets `fp8_q_proj` or `fp8_gate_proj`: all
-    of them as one weight, in the memory of the single ones.
-
     Raises:
         UserError: There is none, or its weights are not bfloat16.
     """
@@ -52,8 +47,8 @@ def replace(model: PreTrainedModel, device: torch.device, keep_transpose: bool) 
             remedy = f"needs weights in bfloat16, and {name} is {layer.weight.dtype}; set model.dtype=bfloat16"
             raise reject("memory", "fp8_base", remedy)
     before = sum(layer.weight.nbytes for layer in found.values())
-    for names in _together(found):
-        _replace(layers, {name: found.pop(name) for name in names}, device, keep_transpose)
+    for name in list(found):
+        _replace(layers, name, found.pop(name), device, keep_transpose)
     new = [module for module in layers.modules() if isinstance(module, Fp8Linear)]
     after = sum(layer.weight_q.nbytes * (2 if keep_transpose else 1) for layer in new)
     log.info(
@@ -73,33 +68,8 @@ def frozen_layers(model: PreTrainedModel) -> Iterator[tuple[str, nn.Linear]]:
             yield name, module  # type: ignore[misc]
 
 
-def _together(found: dict[str, nn.Linear]) -> list[list[str]]:
-    """Returns the names in sets that are quantised together."""
-    sets: dict[str, list[str]] = {}
-    for name in found:
-        parent, leaf = _split(name)
-        first = next((names[0] for names in JOINED if leaf in names), leaf)
-        sets.setdefault(f"{parent}.{first}", []).append(name)
-    return list(sets.values())
-
-
-def _split(name: str) -> tuple[str, str]:
-    parent, _, leaf = name.removesuffix(".base_layer").rpartition(".")
-    return parent, leaf
-
-
-def _replace(layers: nn.Module, old: dict[str, nn.Linear], device: torch.device, keep_transpose: bool) -> None:
-    joint = quantize([layer.weight.to(device) for layer in old.values()], keep_transpose)
-    start = 0
-    for name, layer in old.items():
-        weight = joint.rows(start, start + layer.out_features)
-        start += layer.out_features
-        bias = None if layer.bias is None else nn.Parameter(layer.bias.to(device), requires_grad=False)
-        holder, _, leaf = name.rpartition(".")
-        setattr(layers.get_submodule(holder), leaf, Fp8Linear(weight, bias, layer.weight.dtype))
-        # Else the loop's own reference would keep the old weights until the last layer.
-        layer.weight = None  # type: ignore[assignment]
-    parents = {_split(name)[0] for name in old}
-    leaves = tuple(_split(name)[1] for name in old)
-    if leaves in JOINED and len(parents) == 1 and all(layer.bias is None for layer in old.values()):
-        setattr(layers.get_submodule(parents.pop()), f"fp8_{leaves[0]}", joint)
+def _replace(layers: nn.Module, name: str, layer: nn.Linear, device: torch.device, keep_transpose: bool) -> None:
+    weight = quantize(layer.weight.to(device), keep_transpose)
+    bias = None if layer.bias is None else nn.Parameter(layer.bias.to(device), requires_grad=False)
+    holder, _, leaf = name.rpartition(".")
+    setattr(layers.get_submodule(holder), leaf, Fp8Linear(weight, bias, layer.weight.dtype))
