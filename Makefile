@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo test test-slow test-faults lint style check-conf bench bench-cpu clean
+.PHONY: help setup demo test test-slow test-faults test-gpu lint style check-conf bench bench-cpu clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -30,6 +30,10 @@ test-slow: $(INSTALLED) ## Run the tests that start whole runs
 
 test-faults: $(INSTALLED) ## Kill runs, damage checkpoints, fill disks (the short form is in test-slow)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "faults and not gpu and not multi_gpu" --kills=5
+
+test-gpu: $(INSTALLED) ## Run the tests that need a GPU, and those that need several where there are several
+	$(BIN)/python -m pytest -n 4 -m "gpu and not multi_gpu"
+	$(BIN)/python -c "import sys, torch; sys.exit(torch.cuda.device_count() < 2)" || exit 0; $(BIN)/python -m pytest -m multi_gpu
 
 lint: $(INSTALLED) ## Check style and types
 	$(BIN)/ruff check harness tests

@@ -1,15 +1,15 @@
 """Measures several GPUs of one machine against one of them, and writes what was measured into docs/scaling.md.
 
-    python benchmarks/bench.py prepare --only 4b_lora
+    python benchmarks/bench.py prepare --only 4b_lora 4b_lora_32k
     python benchmarks/multi_gpu.py run --gpus 2 --out outputs/multi_gpu
     python benchmarks/multi_gpu.py run --gpus 2 --only 4b_lora --limit-s 500
     python benchmarks/multi_gpu.py run --gpus 2 --only tiny_lora -- trainer.accelerator=cpu
     python benchmarks/multi_gpu.py render
 
 Every line is a `python -m harness` of its own (multi_gpu.yaml). On one GPU a step has as many micro-batches as there
-are GPUs, so that rows, global batch and losses are the same. Efficiency is tokens/s a GPU over those of the single one,
-compiled against compiled and not against not. Results are kept in docs/results/multi_gpu_<card>.json; what is run with
-overrides behind `--` is shown and not kept.
+are GPUs, or one that they share, so that rows, global batch and losses are the same. Efficiency is tokens/s a GPU over
+those of the single one, compiled against compiled and not against not. Results are kept in
+docs/results/multi_gpu_<card>.json; what is run with overrides behind `--` is shown and not kept.
 """
 
 import argparse
@@ -55,7 +55,8 @@ class Run:
         """Returns the command line."""
         load = BENCH["loads"][self.load]
         last, profiled = BENCH["steps"], BENCH["profiled_steps"]
-        spread = f"trainer.accumulate={self.gpus}" if self.is_single else f"trainer.devices={self.gpus}"
+        micro_batches = 1 if load.get("one_batch") else self.gpus
+        spread = f"trainer.accumulate={micro_batches}" if self.is_single else f"trainer.devices={self.gpus}"
         way = BENCH["one_gpu"][self.way] if self.is_single else BENCH["strategies"][self.way]["overrides"]
         return [
             *BENCH["common"],
@@ -65,7 +66,7 @@ class Run:
             f"trainer.profile_steps=[{last - profiled + 1},{last}]",
             *load["overrides"],
             spread,
-            *way,
+            *(item.format(gpus=self.gpus) for item in way),
         ]
 
 

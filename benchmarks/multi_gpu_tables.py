@@ -66,10 +66,10 @@ def _efficiency(bench: dict[str, Any], entry: Entry, found: dict[str, Entry], ea
     layers = 28 if entry["load"].startswith("2b") else 36
     sizes = (one["total_parameters"], one["trainable_parameters"], layers)
     load = Load(entry["load"], *sizes, compute, 0.0, 0.0, 0.0, 0.0, 0.0)
-    # ZeRO-3 sends what FSDP2 does. What goes to the host and back is not calculated.
+    # ZeRO-3 sends what FSDP2 does. What goes to the host and back, or between layers, is not calculated.
     strategy = {"zero3": "fsdp2"}.get(entry["way"], entry["way"])
     measured = f"{100 * each / one['tokens_per_s']:.1f} %"
-    if "offload" in strategy:
+    if "offload" in strategy or strategy == "ulysses":
         return [measured, ""]
     shown = seconds(talk(strategy, load, entry["gpus"]), load, entry["gpus"])[1]
     return [measured, f"{100 * compute / (compute + shown):.1f} %"]
