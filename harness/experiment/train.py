@@ -14,6 +14,7 @@ from harness.config import RunConfig, to_plain
 from harness.data.assemble import data_module
 from harness.data.datamodule import DataModule
 from harness.errors import reject
+from harness.experiment import weights_from
 from harness.experiment.environment import environment
 from harness.experiment.feature_cache import close_feature_cache, may_keep_features, open_feature_cache
 from harness.experiment.folder import RunFolder, write_json
@@ -98,6 +99,10 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
         return summary
     sized = _with_micro_batch(config, data, device)
     check_same_data(config, folder, data)
+    begun_with = None
+    if (named := config.trainer.weights_from) is not None and not data.start_step:
+        begun_with = weights_from.find(named)
+        weights_from.take_start(begun_with, folder.checkpoints)
     progression = progression_so_far(config, folder, checkpointer, data.start_step)
     startup.end(Phase.data)
     with ExitStack() as stack:
@@ -120,6 +125,8 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
         check_tuner(config.tuner, loaded.model)
         startup.end(Phase.model)
         tuned, memory = _tuned(config, loaded, data, folder, device)
+        if begun_with is not None:
+            weights_from.load(begun_with, tuned)
         startup.end(Phase.tuner)
         parallel = _parallel(config, device)
         if sharers > 1:

@@ -153,7 +153,7 @@ class Checkpointer:
     def step_of(self, name: str) -> int | None:
         """Returns the step that `last` or `best` points to, or None."""
         link = self.folder / name
-        return _number(link.resolve().name) if (link / FILE).exists() else None
+        return number_of(link.resolve().name) if (link / FILE).exists() else None
 
     def path_of(self, name: str) -> Path:
         """Returns the checkpoint behind `last` or `best`."""
@@ -167,7 +167,7 @@ class Checkpointer:
     def candidates(self) -> list[int]:
         """Returns the steps up to the one that `last` points to, whether it is there or not, from the newest."""
         steps, link = set(self._steps()), self.folder / "last"
-        if link.is_symlink() and (last := _number(os.readlink(link))) is not None:
+        if link.is_symlink() and (last := number_of(os.readlink(link))) is not None:
             steps = {step for step in steps if step <= last} | {last}
         return sorted(steps, reverse=True)
 
@@ -194,7 +194,7 @@ class Checkpointer:
         self._unusable = set(unusable)
         self._link("last", self.folder / f"{_PREFIX}{step}")
         link = self.folder / "best"
-        if link.is_symlink() and _number(os.readlink(link)) in self._unusable:
+        if link.is_symlink() and number_of(os.readlink(link)) in self._unusable:
             log.warning("checkpoints/best was the damaged %s: the next validation is the best", os.readlink(link))
             link.unlink()
 
@@ -305,11 +305,12 @@ class Checkpointer:
                 log.warning("checkpoints/step_%d is not needed any more and can not be removed: %s", known, error)
 
     def _steps(self) -> list[int]:
-        numbers = [_number(path.name) for path in self.folder.glob(f"{_PREFIX}*")]
+        numbers = [number_of(path.name) for path in self.folder.glob(f"{_PREFIX}*")]
         return sorted(number for number in numbers if number is not None)
 
 
-def _number(name: str) -> int | None:
+def number_of(name: str) -> int | None:
+    """Returns the step that a checkpoint's folder is named after; None: no such name."""
     digits = name.removeprefix(_PREFIX)
     return int(digits) if digits != name and digits.isdecimal() else None
 

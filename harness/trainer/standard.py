@@ -116,6 +116,10 @@ class StandardConfig:
     """Go on although config or data are not those that the run was started with: the differences are only shown. What
     comes of it is no run that could be repeated."""
 
+    weights_from: str | None = None
+    """Begin with the trained weights of another run of the same tuner and freeze policy: its folder (the last
+    checkpoint), or one of its checkpoints. Optimiser, schedule and data begin anew."""
+
     def __post_init__(self) -> None:
         counts = (
             "batch_size",
