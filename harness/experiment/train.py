@@ -207,7 +207,7 @@ def _tuned(
     resolved = resolve(config, tuned, extent, device, compiled)
     build("memory", resolved.config, tuned.base, device)
     if compiled:
-        compile_blocks(tuned.base, config.data.has_one_length)
+        compile_blocks(tuned.base, config.data.has_one_length, config.memory.strategy.gathers_around_blocks)
     return tuned, resolved
 
 

@@ -8,7 +8,8 @@ the ViT's program takes any.
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,8 +38,11 @@ def will_compile(config: RunConfig, model_type: str, device: torch.device) -> bo
     if device.type != "cuda":
         return False
     reason = None
-    if config.memory.strategy.sharded:
-        reason = f"memory/strategy={config.memory.strategy.name} gathers weights within a block"
+    strategy = config.memory.strategy
+    if strategy.sharded:
+        reason = f"memory/strategy={strategy.name} gathers weights within a block"
+        if strategy.gathers_around_blocks:
+            reason = f"memory/strategy={strategy.name} has not been measured so; trainer.compile=true does it"
     elif not config.data.has_one_length:
         reason = "batches differ in length, and each new length may cost a compilation; data.packing=true gives one"
     elif "moe" in model_type:
@@ -48,31 +52,55 @@ def will_compile(config: RunConfig, model_type: str, device: torch.device) -> bo
     return reason is None
 
 
-def compile_blocks(model: nn.Module, one_length: bool) -> None:
+def compile_blocks(model: nn.Module, one_length: bool, hooked: bool = False) -> None:
     """Makes both towers run compiled blocks in training, in place.
 
     Args:
         model: The Qwen3-VL, with its adapters in place.
         one_length: All training batches have as many tokens.
+        hooked: Something will hang on calls of a block that can not be compiled: then its forward alone is.
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _PROGRAMS)
     towers: Any = model.model
-    towers.language_model.run_block = _compiled(None if one_length else 1)
-    towers.visual.run_block = _compiled(0)
+    for tower, blocks, varying in (
+        (towers.language_model, towers.language_model.layers, None if one_length else 1),
+        (towers.visual, towers.visual.blocks, 0),
+    ):
+        if hooked:
+            _compile_forwards(blocks, varying)
+        else:
+            tower.run_block = _compiled(run_block, varying)
     # The number of supervised tokens differs from batch to batch.
     head: Any = model.lm_head
     head.slopes = torch.compile(fused_slopes, dynamic=True)
     log.info("compiling decoder layers and ViT blocks; the first step takes longer")
 
 
-def _compiled(varying: int | None) -> Callable[..., Tensor]:
-    """Returns a compiled `run_block`.
+def _compile_forwards(blocks: Iterable[nn.Module], varying: int | None) -> None:
+    """Gives blocks of one type a forward of their own: one program for all in training, the plain one elsewhere."""
+    plain: Any = None
+    for block in blocks:
+        if plain is None:
+            plain = type(block).forward
+            run = _compiled(plain, varying)
+        block.forward = partial(_forward, run, plain, block)  # type: ignore[method-assign]
+
+
+def _forward(
+    run: Callable[..., Tensor], plain: Callable[..., Tensor], block: nn.Module, *args: Any, **told: Any
+) -> Any:
+    return (run if block.training else plain)(block, *args, **told)
+
+
+def _compiled(function: Callable[..., Tensor], varying: int | None) -> Callable[..., Tensor]:
+    """Returns a compiled function of a block, its hidden state and what else it is told.
 
     Args:
+        function: `run_block`, or a block's forward.
         varying: The dimension of the hidden state that differs between batches, beside their number of samples; None
             where none does.
     """
-    program = torch.compile(run_block)
+    program = torch.compile(function)
 
     def run(block: nn.Module, hidden: Tensor, **told: Any) -> Tensor:
         for name in ("cu_seqlens", "cu_seq_lens_q"):
