@@ -15,12 +15,12 @@ def plain(group):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero2", "zero3", "zero3_offload"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "fsdp2 trainer.compile=true", "zero2", "zero3", "zero3_offload"])
 def test_one_gpu_trains_as_without_a_strategy(group, figures, plain, strategy):
     if strategy.startswith("zero") and find_spec("deepspeed") is None:
         pytest.skip("needs the deepspeed extra")
-    name = f"{strategy}_gpu"
-    path = group.prepare(name, 1, f"memory/strategy={strategy}", *ONLY)
+    name = f"{strategy.replace(' trainer.compile=', '_')}_gpu"
+    path = group.prepare(name, 1, *f"memory/strategy={strategy}".split(), *ONLY)
     group.run(1, path, f"{path}@4")
     folder = group.done[name]
     expected = figures(plain.metrics, "train/loss")

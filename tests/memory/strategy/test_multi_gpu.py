@@ -19,13 +19,15 @@ def one_gpu(request, group):
 
 
 @pytest.mark.multi_gpu
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero1", "zero2", "zero3", "zero3_offload"])
+@pytest.mark.parametrize(
+    "strategy", ["ddp", "fsdp2", "fsdp2 trainer.compile=true", "zero1", "zero2", "zero3", "zero3_offload"]
+)
 def test_two_gpus_train_as_one_does(group, figures, one_gpu, strategy):
     if strategy.startswith("zero") and find_spec("deepspeed") is None:
         pytest.skip("needs the deepspeed extra")
     tuner, plain = one_gpu
-    name = f"{strategy}_two_gpus_{tuner}"
-    path = group.prepare(name, 2, f"memory/strategy={strategy}", *CASES[tuner])
+    name = f"{strategy.replace(' trainer.compile=', '_')}_two_gpus_{tuner}"
+    path = group.prepare(name, 2, *f"memory/strategy={strategy}".split(), *CASES[tuner])
     group.run(2, path)
     # DeepSpeed keeps its process groups for good: a resumed run has processes of its own.
     group.run(2, f"{path}@4")
