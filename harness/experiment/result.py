@@ -74,6 +74,7 @@ def write_success(
         "memory": memory(progression.memory.get("memory/peak_allocated_gib")),
         "startup_time_s": first_step - startup.started,
         "startup": startup.seconds(first_step),
+        "warm": startup.warm,
         "error": None,
     }
     write_json(folder.summary, content)

@@ -42,7 +42,7 @@ from harness.memory.fitting import plan_ahead
 from harness.memory.precision import checked_precision
 from harness.memory.resolve import Resolved, resolve, room_gib
 from harness.memory.strategy.parallel import Parallel, Ranks
-from harness.model.compiled import compile_blocks, graph_breaks, will_compile
+from harness.model.compiled import compile_blocks, graph_breaks, graph_settings, will_compile
 from harness.model.loading import Loaded, text_config
 from harness.model.prequantized import check_tuner
 from harness.model.processor import Processor, load_processor
@@ -118,8 +118,10 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
         loaded = build("model", config.model, first_device(config.memory, device), weights)
         build("memory/quant", config.memory.quant, loaded.model, device)
         check_tuner(config.tuner, loaded.model)
+        if startup.warm is not None and weights is not None:
+            startup.warm["weights_gib"] = weights.reused_gib
         startup.end(Phase.model)
-        tuned, memory = _tuned(config, loaded, data, folder, device)
+        tuned, memory = _tuned(config, loaded, data, folder, device, startup)
         startup.end(Phase.tuner)
         parallel = _parallel(config, device)
         if sharers > 1:
@@ -172,6 +174,8 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
     )
     finish(recorder.loggers, 0, {"best": summary["best"]["value"], "tokens_per_s": summary["tokens_per_s"]})
     print_result(summary)
+    if weights is not None:
+        weights.leave(module.model)
     return summary
 
 
@@ -187,7 +191,7 @@ def _checkpointer(folder: RunFolder, config: RunConfig) -> Checkpointer:
 
 
 def _tuned(
-    config: RunConfig, loaded: Loaded, data: DataModule, folder: RunFolder, device: torch.device
+    config: RunConfig, loaded: Loaded, data: DataModule, folder: RunFolder, device: torch.device, startup: Startup
 ) -> tuple[Tuned, Resolved]:
     """Makes the base model trainable, after the policy and within what the data reaches."""
     outlook = Outlook(data.total_steps, data.calibration_batches, device, folder.checkpoints / "start.safetensors")
@@ -200,7 +204,9 @@ def _tuned(
     resolved = resolve(config, tuned, extent, device, compiled)
     build("memory", resolved.config, tuned.base, device)
     if compiled:
-        compile_blocks(tuned.base, config.data.has_one_length)
+        again = compile_blocks(tuned.base, config.data.has_one_length, graph_settings(config))
+        if startup.warm is not None:
+            startup.warm["compiled"] = again
     return tuned, resolved
 
 
