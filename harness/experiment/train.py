@@ -14,6 +14,7 @@ from harness.config import RunConfig, to_plain
 from harness.data.assemble import data_module
 from harness.data.datamodule import DataModule
 from harness.errors import reject
+from harness.experiment.budget import solve
 from harness.experiment.environment import environment
 from harness.experiment.feature_cache import close_feature_cache, may_keep_features, open_feature_cache
 from harness.experiment.folder import RunFolder, write_json
@@ -84,6 +85,8 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
     """
     rank = global_rank()
     setup_logging(folder.path, rank)
+    asked = config
+    config, solved = solve(asked)
     device = training_device(config.trainer, local_rank())
     syncs = sync_counter(config.trainer.debug_syncs, "gpu" if device.type == "cuda" else "cpu")
     lightning.seed_everything(config.seed, verbose=False)
@@ -170,7 +173,16 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
     accounts = {split: account.plain() for split, account in data.accounts.items()}
     kept = None if cache is None else cache.summary()
     summary = write_success(
-        folder, config, module, progression, accounts, startup, memory.outcome, asdict(checkpointer.saves), kept
+        folder,
+        asked,
+        module,
+        progression,
+        accounts,
+        startup,
+        memory.outcome,
+        asdict(checkpointer.saves),
+        kept,
+        None if solved is None else asdict(solved),
     )
     finish(recorder.loggers, 0, {"best": summary["best"]["value"], "tokens_per_s": summary["tokens_per_s"]})
     print_result(summary)
