@@ -8,6 +8,7 @@ from harness.config import RunConfig
 from harness.data.assemble import data_module
 from harness.doctor.card import usable_gib
 from harness.errors import UserError
+from harness.experiment.budget import solve
 from harness.logging.table import render
 from harness.memory.config import AUTO
 from harness.memory.fitting import Fit, best, candidates, least, refusal
@@ -40,6 +41,7 @@ def measure(config: RunConfig, gpus: list[dict[str, Any]], card: str | None) -> 
     data.prepare()
     if data.largest_batch() is None:
         return {"room_gib": room, "rows": [], "failure": None, "skipped": "a stream does not say how long rows are"}
+    config, _ = solve(config)
     try:
         tuned = outline(config)
     except UserError as error:

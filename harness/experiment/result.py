@@ -31,6 +31,7 @@ def write_success(
     memory: Callable[[float | None], dict[str, Any] | None],
     saves: dict[str, Any],
     vit_cache: dict[str, Any] | None = None,
+    solved: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes and returns the summary of a completed run.
 
@@ -44,6 +45,7 @@ def write_success(
         memory: Takes the peak in GiB, returns how it was predicted.
         saves: What became of the checkpoints of this process.
         vit_cache: What the cache of visual features did; None where there was none.
+        solved: What tuner.budget came to; None where there was none.
     """
     meter, named = module.meter, dict(module.model.named_parameters())
     steady = meter.steady if meter.steady.steps else meter.total
@@ -58,6 +60,7 @@ def write_success(
         "vit_cache": vit_cache,
         "baseline": progression.baseline,
         "best": asdict(progression.best),
+        "tuner_size": solved,
         "trainable_parameters": sum(named[name].numel() for name in module.trainable_names),
         "total_parameters": sum(sizes(module.model).values()),
         "tokens_per_s": steady.rates(world_size)["perf/tokens_per_s"],
@@ -74,6 +77,7 @@ def write_success(
         "memory": memory(progression.memory.get("memory/peak_allocated_gib")),
         "startup_time_s": first_step - startup.started,
         "startup": startup.seconds(first_step),
+        "warm": startup.warm,
         "error": None,
     }
     write_json(folder.summary, content)

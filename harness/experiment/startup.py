@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 
 class Phase(Enum):
@@ -25,7 +26,9 @@ class Startup:
     """A clock that is read between phases."""
 
     started: float
-    """`time.time()` at the start of the process."""
+    """`time.time()` at the start of the process, of a warm trial when it was asked for."""
+    warm: dict[str, Any] | None = None
+    """What the trials before it in this process have left to it; None in a process of its own."""
     _ends: dict[Phase, float] = field(default_factory=dict)
 
     def end(self, phase: Phase) -> None:

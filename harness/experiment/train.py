@@ -15,6 +15,7 @@ from harness.data.assemble import data_module
 from harness.data.datamodule import DataModule
 from harness.errors import reject
 from harness.experiment import weights_from
+from harness.experiment.budget import solve
 from harness.experiment.environment import environment
 from harness.experiment.feature_cache import close_feature_cache, may_keep_features, open_feature_cache
 from harness.experiment.folder import RunFolder, write_json
@@ -43,7 +44,7 @@ from harness.memory.fitting import plan_ahead
 from harness.memory.precision import checked_precision
 from harness.memory.resolve import Resolved, resolve, room_gib
 from harness.memory.strategy.parallel import Parallel, Ranks
-from harness.model.compiled import compile_blocks, graph_breaks, will_compile
+from harness.model.compiled import compile_blocks, graph_breaks, graph_settings, will_compile
 from harness.model.loading import Loaded, text_config
 from harness.model.prequantized import check_tuner
 from harness.model.processor import Processor, load_processor
@@ -85,6 +86,8 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
     """
     rank = global_rank()
     setup_logging(folder.path, rank)
+    asked = config
+    config, solved = solve(asked)
     device = training_device(config.trainer, local_rank())
     syncs = sync_counter(config.trainer.debug_syncs, "gpu" if device.type == "cuda" else "cpu")
     lightning.seed_everything(config.seed, verbose=False)
@@ -123,8 +126,10 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
         loaded = build("model", config.model, first_device(config.memory, device), weights)
         build("memory/quant", config.memory.quant, loaded.model, device)
         check_tuner(config.tuner, loaded.model)
+        if startup.warm is not None and weights is not None:
+            startup.warm["weights_gib"] = weights.reused_gib
         startup.end(Phase.model)
-        tuned, memory = _tuned(config, loaded, data, folder, device)
+        tuned, memory = _tuned(config, loaded, data, folder, device, startup)
         if begun_with is not None:
             weights_from.load(begun_with, tuned)
         startup.end(Phase.tuner)
@@ -175,10 +180,21 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
     accounts = {split: account.plain() for split, account in data.accounts.items()}
     kept = None if cache is None else cache.summary()
     summary = write_success(
-        folder, config, module, progression, accounts, startup, memory.outcome, asdict(checkpointer.saves), kept
+        folder,
+        asked,
+        module,
+        progression,
+        accounts,
+        startup,
+        memory.outcome,
+        asdict(checkpointer.saves),
+        kept,
+        None if solved is None else asdict(solved),
     )
     finish(recorder.loggers, 0, {"best": summary["best"]["value"], "tokens_per_s": summary["tokens_per_s"]})
     print_result(summary)
+    if weights is not None:
+        weights.leave(module.model)
     return summary
 
 
@@ -194,7 +210,7 @@ def _checkpointer(folder: RunFolder, config: RunConfig) -> Checkpointer:
 
 
 def _tuned(
-    config: RunConfig, loaded: Loaded, data: DataModule, folder: RunFolder, device: torch.device
+    config: RunConfig, loaded: Loaded, data: DataModule, folder: RunFolder, device: torch.device, startup: Startup
 ) -> tuple[Tuned, Resolved]:
     """Makes the base model trainable, after the policy and within what the data reaches."""
     outlook = Outlook(data.total_steps, data.calibration_batches, device, folder.checkpoints / "start.safetensors")
@@ -207,7 +223,10 @@ def _tuned(
     resolved = resolve(config, tuned, extent, device, compiled)
     build("memory", resolved.config, tuned.base, device)
     if compiled:
-        compile_blocks(tuned.base, config.data.has_one_length, config.memory.strategy.gathers_around_blocks)
+        hooked = config.memory.strategy.gathers_around_blocks
+        again = compile_blocks(tuned.base, config.data.has_one_length, graph_settings(config), hooked)
+        if startup.warm is not None:
+            startup.warm["compiled"] = again
     return tuned, resolved
 
 

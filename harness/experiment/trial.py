@@ -30,6 +30,7 @@ from harness.logging.setup import FILE_ONLY
 from harness.trainer.standard import training_device
 
 if TYPE_CHECKING:
+    from harness.model.kept import Kept
     from harness.model.weights import Weights
 
 log = logging.getLogger(__name__)
@@ -42,8 +43,17 @@ def main(arguments: list[str]) -> int:
     end_with_parent(signal.SIGKILL if is_rank else signal.SIGTERM)
     registry.load()
     folder = RunFolder(Path(arguments[0]))
-    if is_rank:
-        return _run_rank(folder, startup)
+    return _run_rank(folder, startup) if is_rank else run_in(folder, startup)
+
+
+def run_in(folder: RunFolder, startup: Startup, kept: "Kept | None" = None) -> int:
+    """Runs the trial in a folder and returns the exit code; the last line on stdout names the folder.
+
+    Args:
+        folder: The run folder, with its config.
+        startup: Clock of the start.
+        kept: Weights of the trials before in this process, where it is to run others.
+    """
     owns = True
     try:
         config = load(folder.config)
@@ -54,7 +64,7 @@ def main(arguments: list[str]) -> int:
             code = supervise(folder, config, places, startup.started)
         else:
             forget_ranks()
-            code = _run(folder, config, startup)
+            code = _run(folder, config, startup, kept=kept)
     except UserError as error:
         tell(error)
         code = EXIT_USER
@@ -80,11 +90,13 @@ def _claim(folder: RunFolder, config: RunConfig) -> None:
     folder.begin_attempt()
 
 
-def _run(folder: RunFolder, config: RunConfig, startup: Startup, *, is_rank: bool = False) -> int:
+def _run(
+    folder: RunFolder, config: RunConfig, startup: Startup, *, is_rank: bool = False, kept: "Kept | None" = None
+) -> int:
     """Trains and turns every way to end into a summary, a status and an exit code."""
     keep_compiled(config.data.cache_dir)
     try:
-        with _reading(config) as weights:
+        with _reading(config, kept) as weights:
             # Weights are on their way while the heavy packages are imported.
             from harness.experiment.group import joined
             from harness.experiment.train import train
@@ -113,12 +125,12 @@ def _run(folder: RunFolder, config: RunConfig, startup: Startup, *, is_rank: boo
 
 
 @contextmanager
-def _reading(config: RunConfig) -> "Iterator[Weights | None]":
+def _reading(config: RunConfig, kept: "Kept | None") -> "Iterator[Weights | None]":
     """Reads the weights in the background; whatever ends the run early does not wait for them."""
     from harness.memory.first_device import first_device
     from harness.model.weights import begin
 
-    weights = begin(config.model, first_device(config.memory, training_device(config.trainer, local_rank())))
+    weights = begin(config.model, first_device(config.memory, training_device(config.trainer, local_rank())), kept)
     try:
         yield weights
     finally:

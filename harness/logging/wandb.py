@@ -1,4 +1,7 @@
-"""Weights & Biases: one W&B run for each run, with the config's hash as its id, so that a resumed run goes on in it."""
+"""Weights & Biases: one W&B run for each run, whose id the run folder keeps, so that a resumed run goes on in it.
+
+Started by `wandb agent`, it is the run that the agent has made: project, entity and id are the sweep's.
+"""
 
 import http.client
 import logging
@@ -14,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from harness.errors import UserError, reject
+from harness.experiment.folder import RunFolder
 from harness.logging.run_info import RunInfo
 from harness.logging.tracker import require
 from harness.registry import register
@@ -76,18 +80,20 @@ def build(config: WandbConfig, run: RunInfo) -> list["Logger"]:
 
     is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     experiment = _start(config, run) if is_first else None
-    return [WandbLogger(project=config.project, save_dir=run.folder, id=run.run_id, experiment=experiment)]
+    run_id = run.run_id if experiment is None else experiment.id
+    if run_id != run.run_id:
+        RunFolder(run.folder).write_status(run_id=run_id)
+    return [WandbLogger(project=config.project, save_dir=run.folder, id=run_id, experiment=experiment)]
 
 
 def _start(config: WandbConfig, run: RunInfo) -> Any:
     import wandb
 
+    own = {"project": config.project, "entity": config.entity, "id": run.run_id}
     experiment = wandb.init(
         mode=choose_mode(config.mode).value,  # type: ignore[arg-type]
-        project=config.project,
-        entity=config.entity,
+        **({} if wandb.setup().settings.sweep_id else own),  # type: ignore[arg-type]
         dir=run.folder,
-        id=run.run_id,
         name=run.name,
         resume="allow",
         group=config.group or run.group,

@@ -6,16 +6,18 @@ compiled. The text side has one length where packs are filled; the number of pat
 the ViT's program takes any.
 """
 
+import json
 import logging
 import sys
 from collections.abc import Callable, Iterable
 from functools import partial
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from harness.config import RunConfig
+from harness.config import RunConfig, identity
 from harness.model.block import run_block
 from harness.model.loss import fused_slopes
 
@@ -23,6 +25,9 @@ log = logging.getLogger(__name__)
 
 _PROGRAMS = 64
 """Programs of one block at most: each type of layer, trained or not, with gradients or without, needs its own."""
+
+_own_blocks: dict[str, Callable[..., Tensor]] = {}
+"""`run_block` by the settings that it is compiled for."""
 
 
 def will_compile(config: RunConfig, model_type: str, device: torch.device) -> bool:
@@ -52,14 +57,27 @@ def will_compile(config: RunConfig, model_type: str, device: torch.device) -> bo
     return reason is None
 
 
-def compile_blocks(model: nn.Module, one_length: bool, hooked: bool = False) -> None:
+def graph_settings(config: RunConfig) -> str:
+    """Returns a name of what a run's programs depend on: all that makes its result but the seed and the optimiser."""
+    settings = {key: value for key, value in identity(config).items() if not key.startswith(("seed", "optim."))}
+    return json.dumps(settings, sort_keys=True, default=str)
+
+
+def compile_blocks(model: nn.Module, one_length: bool, settings: str = "", hooked: bool = False) -> bool:
     """Makes both towers run compiled blocks in training, in place.
 
     Args:
         model: The Qwen3-VL, with its adapters in place.
         one_length: All training batches have as many tokens.
+        settings: Name of what shapes depend on. Models of the same in a process share programs, others do not: a
+            program that met two shapes is made for any, and would not be what a run by itself has.
         hooked: Something will hang on calls of a block that can not be compiled: then its forward alone is.
+
+    Returns:
+        Whether a model of these settings was compiled in this process before.
     """
+    is_known = settings in _own_blocks
+    run_own = _own_blocks.setdefault(settings, _renamed(run_block, f"run_block_{len(_own_blocks)}"))
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _PROGRAMS)
     towers: Any = model.model
     for tower, blocks, varying in (
@@ -69,11 +87,19 @@ def compile_blocks(model: nn.Module, one_length: bool, hooked: bool = False) -> 
         if hooked:
             _compile_forwards(blocks, varying)
         else:
-            tower.run_block = _compiled(run_block, varying)
+            tower.run_block = _compiled(run_own, varying)
     # The number of supervised tokens differs from batch to batch.
     head: Any = model.lm_head
     head.slopes = torch.compile(fused_slopes, dynamic=True)
-    log.info("compiling decoder layers and ViT blocks; the first step takes longer")
+    if not is_known:
+        log.info("compiling decoder layers and ViT blocks; the first step takes longer")
+    return is_known
+
+
+def _renamed(function: Callable[..., Tensor], name: str) -> Callable[..., Tensor]:
+    """Returns a copy with code of its own: dynamo keeps programs by it, and what it knows of shapes by its name."""
+    assert isinstance(function, FunctionType)
+    return FunctionType(function.__code__.replace(co_name=name), function.__globals__, name)
 
 
 def _compile_forwards(blocks: Iterable[nn.Module], varying: int | None) -> None:
@@ -123,3 +149,9 @@ def forget_programs() -> None:
     """Lets blocks be compiled anew, where some are, after their forward pass has become another."""
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
+
+
+def forget_counts() -> None:
+    """Begins anew to count graphs and graph breaks."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.utils.counters.clear()

@@ -29,9 +29,9 @@ class PoolLauncher(Launcher):
 
     alone = False
 
-    def __init__(self, memory_gib: float | None, jobs: int | None = 1, per_gpu: int = 1) -> None:
+    def __init__(self, memory_gib: float | None, jobs: int | None = 1, per_gpu: int = 1, *, warm: bool = False) -> None:
         """Args: as in `PoolConf`."""
-        self.memory_gib, self.jobs, self.per_gpu = memory_gib, jobs, per_gpu
+        self.memory_gib, self.jobs, self.per_gpu, self.warm = memory_gib, jobs, per_gpu, warm
         self.crew: Crew
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -49,7 +49,8 @@ class PoolLauncher(Launcher):
             UserError: An option is out of range.
         """
         check_positive({key: getattr(self, key) for key in ("jobs", "per_gpu", "memory_gib")})
-        return Share(jobs=self.jobs, per_gpu=self.per_gpu, alone=self.alone), Pool(memory_gib=self.memory_gib)
+        share = Share(jobs=self.jobs, per_gpu=self.per_gpu, alone=self.alone)
+        return share, Pool(memory_gib=self.memory_gib, warm=self.warm)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Runs trials to their end; the value of each is its last one of `trainer.monitor`, or None."""

@@ -41,6 +41,10 @@ class PoolConf:
     """Trials side by side. null: as many as have GPUs of their own; on the CPU a core for each process, 8 at most."""
     per_gpu: int = 1
     """Trials that may share a GPU."""
+    warm: bool = False
+    """Trials of one process follow each other in a process, which keeps packages, the CUDA context, base weights that
+    did not change, and compiled code. One that does not complete ends its process; the next gets a fresh one. false: a
+    process for each, which shares nothing."""
     memory_gib: float | None = None
     """As for serial."""
 

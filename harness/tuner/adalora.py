@@ -9,7 +9,7 @@ alpha / init_r as ranks fall. A run resumed with more steps deals out along the 
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.errors import reject
 from harness.registry import register
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 class AdaloraConfig(TargetedConfig):
     """AdaLoRA; defaults of ms-swift, which are PEFT's, and lora's alpha and dropout."""
 
+    size: ClassVar[str] = "init_r"
     name: str = "adalora"
     target_r: int = 8
     """Rank at the end, averaged over the adapted matrices."""
@@ -48,6 +49,11 @@ class AdaloraConfig(TargetedConfig):
     """Scale of the update: alpha / init_r."""
     dropout: float = 0.05
     """Probability of dropping an input of the adapter, 0 to 1."""
+
+    @property
+    def least_size(self) -> int:  # type: ignore[override]
+        """The smallest init_r."""
+        return self.target_r + 1
 
     def __post_init__(self) -> None:
         TargetedConfig.__post_init__(self)

@@ -11,7 +11,7 @@ ms-swift inserts behind the MLP alone: `tuner.places=[mlp]`.
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.errors import reject
 from harness.registry import register
@@ -39,6 +39,7 @@ class Place(Enum):
 class AdapterConfig(InsertedConfig):
     """Defaults: the spec's length and activation, the paper's places."""
 
+    size: ClassVar[str] = "length"
     name: str = "adapter"
     length: int = 128
     """Width m of the bottleneck; 2 m d + d + m weights behind each sub-layer of width d."""
@@ -48,6 +49,7 @@ class AdapterConfig(InsertedConfig):
     """Sub-layers that get one: attention, mlp. Mergers have an mlp only."""
 
     def __post_init__(self) -> None:
+        InsertedConfig.__post_init__(self)
         if self.length < 1:
             raise reject("tuner.length", self.length, "must be 1 or more")
         if not self.places or len(set(self.places)) < len(self.places):

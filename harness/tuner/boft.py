@@ -12,7 +12,7 @@ Permutations of one size are held once here, not once a layer.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.errors import reject
 from harness.registry import register
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 class BoftConfig(TargetedConfig):
     """BOFT; defaults of ms-swift, which are PEFT's."""
 
+    size: ClassVar[str] = "block_size"
+    size_divides_inputs: ClassVar[bool] = True
     name: str = "boft"
     block_size: int = 4
     """Size of the orthogonal blocks, must divide the inputs of every layer; 0 to give block_num."""
@@ -41,6 +43,10 @@ class BoftConfig(TargetedConfig):
     """Factors m; 1 is OFT. More needs PEFT's CUDA extension, and block_size x 2^(m - 1) to divide the inputs."""
     dropout: float = 0.0
     """Share of a layer's blocks that stand still in a step, 0 to 1, rounded down to whole blocks."""
+
+    def trained_in(self, inputs: int, outputs: int) -> int:
+        """Returns the parameters of a layer: blocks of all factors, and a scale an output."""
+        return self.n_butterfly_factor * inputs * self.block_size + outputs
 
     def __post_init__(self) -> None:
         TargetedConfig.__post_init__(self)

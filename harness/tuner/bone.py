@@ -7,7 +7,7 @@ parameters.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.errors import reject
 from harness.registry import register
@@ -29,6 +29,7 @@ _INITS: dict[str, bool | str] = {"true": True, "false": False, "bat": "bat", "mi
 class BoneConfig(TargetedConfig):
     """Bone; defaults of PEFT, which are the paper's."""
 
+    size: ClassVar[str] = "rank"
     name: str = "bone"
     rank: int = 64
     """Size of the blocks that inputs are summed in; at most the inputs of a layer."""

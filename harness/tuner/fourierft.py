@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.errors import reject
 from harness.registry import register
@@ -34,6 +34,7 @@ class Start(Enum):
 class FourierftConfig(TargetedConfig):
     """FourierFT; defaults of ms-swift."""
 
+    size: ClassVar[str] = "n_frequency"
     name: str = "fourierft"
     n_frequency: int = 2000
     """Trained entries of each layer's spectrum; at most inputs x outputs."""
@@ -43,6 +44,10 @@ class FourierftConfig(TargetedConfig):
     """Seed of where the entries lie, apart from the run's seed."""
     init: Start = Start.zero
     """Start of the entries: zero, or normal as in the paper, where the model starts changed."""
+
+    def trained_in(self, inputs: int, outputs: int) -> int:
+        """Returns the parameters of a layer."""
+        return self.n_frequency
 
     def __post_init__(self) -> None:
         TargetedConfig.__post_init__(self)

@@ -86,6 +86,8 @@ class LoraConfig(LoraLikeConfig):
         for node, kind in _NODES.items():
             if getattr(self, node) != kind() and self.init != node:
                 raise reject(f"tuner.{node}", getattr(self, node), f"has no effect with tuner.init={self.init}")
+        if self.init == "orthogonal" and self.budget is not None:
+            raise reject("tuner.budget", self.budget, "tuner.init=orthogonal needs an even rank: give tuner.rank")
         odd = [rank for rank in (self.rank, *self.rank_pattern.values()) if rank % 2]
         if self.init == "orthogonal" and odd:
             raise reject("tuner.rank", odd[0], "must be even with tuner.init=orthogonal")

@@ -1,6 +1,7 @@
 """What every low-rank adapter has: rank, scale and dropout."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from harness.errors import reject
 from harness.tuner.targeted import TargetedConfig
@@ -10,6 +11,7 @@ from harness.tuner.targeted import TargetedConfig
 class LowRankConfig(TargetedConfig):
     """Shared fields; a method extends it by fields only. Defaults: ms-swift's guide for Qwen3-VL."""
 
+    size: ClassVar[str] = "rank"
     rank: int = 8
     """Rank of the update. More is more capacity, memory and time."""
     alpha: float = 32.0

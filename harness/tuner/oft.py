@@ -7,7 +7,7 @@ order of ||Q|| to that power; 0 solves exactly.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.errors import reject
 from harness.registry import register
@@ -29,6 +29,8 @@ _EPS = 6e-5
 class OftConfig(TargetedConfig):
     """OFT; defaults of PEFT."""
 
+    size: ClassVar[str] = "block_size"
+    size_divides_inputs: ClassVar[bool] = True
     name: str = "oft"
     block_size: int = 32
     """Size of the orthogonal blocks; must divide the inputs of every layer."""

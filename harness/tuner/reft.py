@@ -16,7 +16,7 @@ edited, as in the paper. R is made from free weights by a QR decomposition: the 
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.errors import reject
 from harness.model.component import Component, names
@@ -60,6 +60,7 @@ _CONSTANT = (Intervention.consreft, Intervention.lobireft)
 class ReftConfig(InsertedConfig):
     """Defaults: the spec's."""
 
+    size: ClassVar[str] = "rank"
     name: str = "reft"
     layers: list[int] | None = None
     """LLM layers whose output is edited, from 0; null: all that are free. With a prefix alone not the last, which no
@@ -87,6 +88,7 @@ class ReftConfig(InsertedConfig):
         return "edits by the place in a prompt (tuner.prefix, suffix)" if self.prefix or self.suffix else None
 
     def __post_init__(self) -> None:
+        InsertedConfig.__post_init__(self)
         if self.rank < 1:
             raise reject("tuner.rank", self.rank, "must be 1 or more")
         if self.layers is not None and (not self.layers or len(set(self.layers)) < len(self.layers)):

@@ -2,8 +2,10 @@
 
 import re
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from harness.errors import reject
+from harness.tuner.budget import check_budget
 from harness.tuner.trained_dtype import TrainedDtype
 
 
@@ -11,6 +13,14 @@ from harness.tuner.trained_dtype import TrainedDtype
 class TargetedConfig:
     """Shared fields; a method extends it by fields only."""
 
+    size: ClassVar[str | None] = None
+    """Field that a budget is solved for."""
+    least_size: ClassVar[int] = 1
+    size_divides_inputs: ClassVar[bool] = False
+    """Whether that has to divide the inputs of every target."""
+    budget: int | None = None
+    """Trainable parameters, in place of the method's size (rank, block_size, n_frequency): the largest that trains no
+    more. modules_to_save and biases count. alpha stays as it is."""
     target_modules: list[str] = field(default_factory=lambda: ["all-linear"])
     """Names as a suffix (`q_proj`, `mlp.up_proj`), or all-linear: all of what is neither frozen nor trained in full."""
     target_regex: str | None = None
@@ -26,6 +36,7 @@ class TargetedConfig:
     """Storage type of what trains; float32 keeps small updates that bfloat16 would round away."""
 
     def __post_init__(self) -> None:
+        check_budget(self)
         if not self.target_modules:
             raise reject("tuner.target_modules", [], "name at least one module, or all-linear")
         if self.target_regex is not None and self.target_modules != ["all-linear"]:

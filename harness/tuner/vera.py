@@ -7,7 +7,7 @@ A (rank x the most inputs) and one B (the most outputs x rank), as PEFT does; in
 
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.errors import reject
 from harness.registry import register
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 class VeraConfig(TargetedConfig):
     """VeRA; defaults of ms-swift, which are PEFT's."""
 
+    size: ClassVar[str] = "rank"
     name: str = "vera"
     rank: int = 256
     """Rank of the shared random matrices. It costs one parameter a layer, so it is set higher than in lora."""

@@ -72,6 +72,22 @@ def test_equal_blocks_share_a_program_that_computes_the_same(
     assert not compiled.graph_breaks()
 
 
+@pytest.mark.slow
+def test_models_of_the_same_settings_share_programs_and_others_do_not(make_tuned, make_batch, counter, monkeypatch):
+    """Of others not even what is known of shapes: two batch sizes would give a program for any."""
+    monkeypatch.setattr(compiled, "_own_blocks", {})
+    counts = []
+    for settings, rows in (("a", (0, 1)), ("a", (2, 3)), ("b", (0, 1, 2)), ("a", (4, 5)), ("b", (6, 7, 8))):
+        tuned = make_tuned("tuner=lora", "tuner.dropout=0")
+        tuned.model.train()
+        known = compiled.compile_blocks(tuned.base, one_length=True, settings=settings)
+        gradients(tuned, [make_batch(*rows)])
+        counts.append((known, counter.frame_count))
+    blocks = counts[0][1]
+    # Of the head's gradient, the one program is for any length.
+    assert counts == [(False, blocks), (True, blocks)] + [(False, 2 * blocks - 1)] + [(True, 2 * blocks - 1)] * 2
+
+
 def test_validation_runs_blocks_as_they_are(make_tuned, make_batch, monkeypatch):
     tuned = make_tuned("tuner=lora")
     monkeypatch.setattr(torch, "compile", lambda *_, **__: lambda *_, **__: pytest.fail("compiled"))
