@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo test test-slow test-faults test-gpu lint style check-conf bench bench-cpu clean
+.PHONY: help setup demo test test-smoke test-slow test-faults test-gpu lint style check-conf bench bench-cpu clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -25,7 +25,10 @@ demo: $(INSTALLED) ## Teach the tiny model to read handwriting, on the CPU, in m
 test: $(INSTALLED) ## Run the fast tests (CPU, no network, twelve minutes on two cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow and not faults and not gpu and not multi_gpu"
 
-test-slow: $(INSTALLED) ## Run the tests that start whole runs
+test-smoke: $(INSTALLED) ## Run what a user would on the command line: runs, resumes, multiruns, a killed sweep
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "slow and not gpu" tests/test_main.py tests/sweep/test_restart.py
+
+test-slow: $(INSTALLED) ## Run all tests that start whole runs (half an hour on two cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "slow and not gpu and not multi_gpu"
 
 test-faults: $(INSTALLED) ## Kill runs, damage checkpoints, fill disks (the short form is in test-slow)
