@@ -14,6 +14,7 @@ pytestmark = pytest.mark.slow
 
 SKIP = ("trainer.on_nonfinite=skip", "trainer.max_nonfinite=2", "trainer.max_steps=8", "trainer.log_every_steps=3")
 ACCUMULATE = 2
+FEW = ("data.held_out=2", "data.generation.enabled=false")
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def text_rows(tmp_path):
 
 
 def test_steps_that_are_skipped_are_counted_also_over_a_resume(run, poison):
-    common = [*SKIP, f"trainer.accumulate={ACCUMULATE}", "trainer.save_every_steps=4"]
+    common = [*SKIP, *FEW, f"trainer.accumulate={ACCUMULATE}", "trainer.save_every_steps=4"]
     poison(2, 3)
     folder, code = run("a", *common, "trainer.max_nonfinite=3", "trainer.max_steps=5")
     assert code == 0 and folder.read_summary()["nonfinite_steps"] == 2
@@ -63,10 +64,10 @@ def test_steps_that_are_skipped_are_counted_also_over_a_resume(run, poison):
 @pytest.mark.parametrize("choice", ["digits", "text", "stream", "packed"])
 def test_the_batch_that_ended_a_run_is_kept(run, poison, choice, text_rows):
     more = {
-        "digits": [],
+        "digits": [*FEW],
         "text": text_rows,
         "stream": [*text_rows, "data.streaming=true"],
-        "packed": ["data.packing=true", "data.packing_length=128"],
+        "packed": [*FEW, "data.packing=true", "data.packing_length=128"],
     }[choice]
     seen = poison(2, 4, 5, 6)
     folder, code = run(choice, *SKIP, f"trainer.accumulate={ACCUMULATE}", "trainer.batch_size=2", *more)
@@ -82,7 +83,7 @@ def test_the_batch_that_ended_a_run_is_kept(run, poison, choice, text_rows):
 
 
 def test_a_run_that_does_not_skip_ends_at_the_first_and_may_go_on_skipping(run, poison):
-    common = ["trainer.max_steps=4", "trainer.save_every_steps=1", f"trainer.accumulate={ACCUMULATE}"]
+    common = [*FEW, "trainer.max_steps=4", "trainer.save_every_steps=1", f"trainer.accumulate={ACCUMULATE}"]
     poison(3)
     folder, code = run("a", *common)
     assert code == 1 and folder.read_summary()["error"] == "DivergedError: step 3: loss nan, gradient norm nan"
