@@ -54,6 +54,7 @@ from harness.optim.schedule import ScheduleName
 from harness.registry import build
 from harness.trainer.callback import BetweenSteps
 from harness.trainer.checkpoint import Checkpointer
+from harness.trainer.deterministic import deterministic
 from harness.trainer.evaluate import Evaluator, drop_after
 from harness.trainer.gradient_check import check_reachable
 from harness.trainer.host_sync import sync_counter
@@ -106,6 +107,7 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
     loss_check = loss_check_so_far(config, folder, data.start_step)
     startup.end(Phase.data)
     with ExitStack() as stack:
+        stack.enter_context(deterministic(config.trainer.deterministic))
         if device.type == "cuda":
             # A process forked while a thread is at it would find a lock that nobody opens.
             torch.cuda.init()

@@ -117,6 +117,9 @@ class StandardConfig:
     """Seconds in which a micro-batch has to arrive, and to be trained on. A run that stands still for longer writes the
     stacks of all its threads into ranks/ of its folder and ends with exit code 3. Start-up, the first step (which
     compiles), validation and saves are not timed. null: wait for ever."""
+    deterministic: bool = False
+    """The same run twice gives the same bits, on a GPU too: torch's deterministic kernels, which are slower; an
+    operation that has none ends the run."""
     monitor: str = "val/loss"
     """Metric that decides which checkpoint is best: lower is better for a loss, higher for all else."""
     load_best: bool = False
