@@ -23,6 +23,8 @@ VOLATILE = (
     "trainer.async_save",
     "trainer.on_save_error",
     "trainer.ddp_timeout_s",
+    "trainer.spike_mads",
+    "trainer.watchdog_s",
     "trainer.log_every_steps",
     "trainer.measure_peak",
     "trainer.probe",
@@ -68,6 +70,9 @@ class RunConfig:
             rate = getattr(self.optim, f"{component.name}_lr", None)
             if rate is not None:
                 raise reject(f"optim.{component.name}_lr", rate, f"the freeze policy keeps {component.name} frozen")
+        if getattr(self.optim, "per_parameter", False) and self.trainer.on_nonfinite.name == "skip":
+            remedy = "optim.per_parameter updates before the whole gradient is known; set stop"
+            raise reject("trainer.on_nonfinite", "skip", remedy)
         for key in ("accumulate", "devices", "nodes") if getattr(self.optim, "per_parameter", False) else ():
             if getattr(self.trainer, key) > 1:
                 remedy = "optim.per_parameter updates before the gradients of the others are added; set 1"
@@ -110,6 +115,8 @@ class RunConfig:
                 f"all ranks write their parts of a checkpoint under {name}, with exchanges in between; leave it out"
             )
             raise reject("trainer.async_save", "true", remedy)
+        if strategy.flattens and self.trainer.on_nonfinite.name == "skip":
+            raise reject("trainer.on_nonfinite", "skip", f"{name} takes its steps by itself; use fsdp2 or ddp")
         if not strategy.scales_fp16 and self.memory.precision.name == "fp16":
             raise reject("memory.precision", "fp16", f"{name} has no scaler for its gradients; use bf16")
 

@@ -6,8 +6,8 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-EXIT_USER, EXIT_CRASH = 2, 1
-"""Exit codes: a mistake that the user can mend, and anything else."""
+EXIT_USER, EXIT_CRASH, EXIT_HUNG = 2, 1, 3
+"""Exit codes: a mistake that the user can mend, anything else, and a run that stood still (`trainer.watchdog_s`)."""
 
 
 class UserError(ValueError):

@@ -155,17 +155,42 @@ class DataModule(L.LightningDataModule):
             if loader is not None:
                 loader.stop()
 
-    def _make_loader(self, rank: int, world_size: int) -> StepLoader:
-        start = self.start_step * self._accumulate
+    def step_batches(self, step: int, rank: int, world_size: int) -> list[Batch]:
+        """Makes the micro-batches of an optimiser step anew, in this process and with all pixels; counts nothing.
+
+        Of a stream, what comes before is read again.
+
+        Args:
+            step: Number of the step, from 1.
+            rank: Whose.
+            world_size: Number of processes.
+        """
+        first = (step - 1) * self._accumulate
         layout = self._shared(training_layout(self._config), rank)
+        loader = StepLoader(
+            MakeBatch(self.train_samples, self.encoder, layout, self._skip),
+            self._micro_batches(rank, world_size, first, Account(0)),
+            accumulate=self._accumulate,
+            num_batches=self._accumulate,
+            workers=0,
+            on_skipped=lambda skipped: None,
+        )
+        return list(loader)
+
+    def _micro_batches(self, rank: int, world_size: int, first: int, account: Account) -> Iterator[Planned]:
+        """Yields the plan from a micro-batch on; the account is for the rows of a stream."""
+        if self.train_samples is not None:
+            return self._planned(rank, world_size, first)
+        readers = rank // self._sharers, world_size // self._sharers
+        return self._stream(account).micro_batches(*readers, first)
+
+    def _make_loader(self, rank: int, world_size: int) -> StepLoader:
         if self.train_samples is None:
-            readers = rank // self._sharers, world_size // self._sharers
-            plan: Iterator[Planned] = self._stream().micro_batches(*readers, start)
-        else:
-            plan = self._planned(rank, world_size, start)
+            self.accounts["train"] = Account(0)
+        layout = self._shared(training_layout(self._config), rank)
         return StepLoader(
             MakeBatch(self.train_samples, self.encoder, layout, self._skip, self._lookup()),
-            plan,
+            self._micro_batches(rank, world_size, self.start_step * self._accumulate, self.accounts["train"]),
             accumulate=self._accumulate,
             num_batches=(self.total_steps - self.start_step) * self._accumulate,
             workers=self._config.workers,
@@ -350,10 +375,9 @@ class DataModule(L.LightningDataModule):
         for numbers in order:
             yield Planned([units[number] for number in numbers], int(supervised[numbers].sum()))
 
-    def _stream(self) -> StreamPlan:
+    def _stream(self, account: Account) -> StreamPlan:
         stream = self._sources.train
         assert isinstance(stream, RowStream)
-        account = self.accounts["train"] = Account(0)
         return StreamPlan(stream, self.encoder, self._config, self._skip, self._seed, self._batch_size, account)
 
     def _prompts(self, samples: SampleIndex) -> list[PromptSample]:

@@ -5,7 +5,7 @@ import time
 from typing import Any, NamedTuple
 
 from harness.config import RunConfig, config_hash
-from harness.errors import EXIT_CRASH, EXIT_USER, UserError
+from harness.errors import EXIT_CRASH, EXIT_HUNG, EXIT_USER, UserError
 from harness.experiment.folder import RunFolder, write_json
 from harness.logging.metrics import read
 
@@ -24,13 +24,15 @@ def end_of(error: BaseException) -> End:
     import torch
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-    from harness.trainer.recorder import DivergedError
+    from harness.trainer.loss_check import DivergedError
     from harness.trainer.stop import Preempted
+    from harness.trainer.watchdog import HungError
 
     if isinstance(error, Preempted):
         return End("preempted", 128 + error.number)
     ends: list[tuple[type[BaseException], End]] = [
         (UserError, End("failed", EXIT_USER)),
+        (HungError, End("failed", EXIT_HUNG)),
         (DivergedError, End("diverged", EXIT_CRASH)),
         (torch.OutOfMemoryError, End("out_of_memory", EXIT_CRASH)),
         (KeyboardInterrupt, End("preempted", 128 + signal.SIGINT)),

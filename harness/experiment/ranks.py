@@ -19,11 +19,13 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from harness.config import RunConfig
+from harness.errors import EXIT_HUNG
 from harness.experiment.end import write_end
 from harness.experiment.failure import Failure, clear, first, log_of, path_of, read_all, tell, write
 from harness.experiment.folder import RunFolder
 from harness.experiment.rank import PARENT, Place, address, check, given, node_rank, without_ranks
 from harness.trainer.stop import SIGNALS
+from harness.trainer.watchdog import SIGNAL as STACKS
 
 AS_RANK = "rank"
 """Argument by which a trial knows that it is one of several ranks."""
@@ -117,8 +119,10 @@ class Ranks:
                 # Which the ranks answer behind the step, see harness.trainer.stop.
                 self._ask(alive, signal.SIGTERM)
                 kill_at = now + _SIGNAL_S
-            if settled_at == math.inf and not self._asked and read_all(self.folder):
+            if settled_at == math.inf and not self._asked and (failures := read_all(self.folder)):
                 settled_at = now + _SETTLE_S
+                if any(failure.code == EXIT_HUNG for failure in failures):
+                    self._ask_for_stacks(alive)
             if shown is None and now > settled_at and not self._asked:
                 shown = self._show()
                 self._ask(alive, signal.SIGINT)
@@ -144,6 +148,12 @@ class Ranks:
         self._asked = True
         for child in alive:
             child.send(number)
+
+    def _ask_for_stacks(self, alive: Sequence[_Child]) -> None:
+        """Lets ranks say where they are that wait for one that hangs, or it for them; that one has said so."""
+        for child in alive:
+            if not path_of(self.folder, child.place.rank).is_file():
+                child.send(STACKS)
 
     def _is_pressed(self) -> bool:
         """Whether somebody signals again; torchrun hands on at once what a terminal sent already."""

@@ -17,6 +17,7 @@ from harness.experiment.resume import AUTO
 from harness.logging.metrics import read
 from harness.trainer.callback import Best, Progression
 from harness.trainer.checkpoint import Checkpointer
+from harness.trainer.loss_check import LossCheck
 from harness.trainer.module import TrainingModule
 
 log = logging.getLogger(__name__)
@@ -134,6 +135,15 @@ def progression_so_far(
         best = replace(best, value=by_step[best_step].get(best.metric), step=best_step)
     val = by_step[max(by_step)] if by_step else {}
     return Progression(best=best, baseline=by_step.get(0, {}), val=val, train_loss=rows[-1].get("train/loss"))
+
+
+def loss_check_so_far(config: RunConfig, folder: RunFolder, start_step: int) -> LossCheck:
+    """Returns what judges losses, with what the rows of metrics.jsonl up to the resume told it."""
+    own = config.trainer
+    check = LossCheck(own.on_nonfinite, own.max_nonfinite, own.spike_mads)
+    if start_step:
+        check.recall(row for row in read(folder.metrics) if row["step"] <= start_step)
+    return check
 
 
 def fit(trainer: lightning.Trainer, module: TrainingModule, data: DataModule, checkpointer: Checkpointer) -> None:

@@ -1,5 +1,6 @@
 """What a run shows: what trains, its result, and summary.json."""
 
+import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -10,15 +11,25 @@ from torch import nn
 from harness.config import RunConfig
 from harness.errors import UserError
 from harness.experiment.end import figures, write_end
+from harness.experiment.failure import log_of, report
 from harness.experiment.folder import RunFolder, write_json
+from harness.experiment.rank import global_rank
 from harness.experiment.startup import Startup
+from harness.logging.setup import FILE_ONLY
 from harness.logging.table import render, show
 from harness.memory.quant.linear import sizes
 from harness.model.component import Component, component_of
 from harness.optim.group import parameter_groups
 from harness.trainer.callback import Progression
+from harness.trainer.loss_check import LossCheck
 from harness.trainer.module import TrainingModule
+from harness.trainer.watchdog import HungError
 from harness.tuner.tuned import Tuned
+
+log = logging.getLogger(__name__)
+
+_STACKS_S = 2.0
+"""That ranks have for writing their stacks."""
 
 
 def write_success(
@@ -30,6 +41,7 @@ def write_success(
     startup: Startup,
     memory: Callable[[float | None], dict[str, Any] | None],
     saves: dict[str, Any],
+    check: LossCheck,
     vit_cache: dict[str, Any] | None = None,
     solved: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -44,6 +56,7 @@ def write_success(
         startup: What the start took.
         memory: Takes the peak in GiB, returns how it was predicted.
         saves: What became of the checkpoints of this process.
+        check: What the losses were.
         vit_cache: What the cache of visual features did; None where there was none.
         solved: What tuner.budget came to; None where there was none.
     """
@@ -73,6 +86,8 @@ def write_success(
         "measured_peak_tflop_per_s": meter.peaks.measured,
         "peak_allocated_gib": progression.memory.get("memory/peak_allocated_gib"),
         "saves": saves,
+        "nonfinite_steps": check.nonfinite_steps,
+        "loss_spikes": check.loss_spikes,
         "oom_replays": meter.total.oom_replays,
         "memory": memory(progression.memory.get("memory/peak_allocated_gib")),
         "startup_time_s": first_step - startup.started,
@@ -102,6 +117,21 @@ def write_failure(folder: RunFolder, config: RunConfig, status: str, error: Base
         folder.write_status(state=before["status"], exit_reason=reason)
         return
     write_end(folder, config, status, reason, started)
+
+
+def end_hung(folder: RunFolder, config: RunConfig, startup: Startup, error: HungError) -> None:
+    """Says in the folder that a run stands still, in its watchdog's thread; who started several ranks does the rest."""
+    rank, alone = global_rank(), config.trainer.world_size == 1
+    if alone:
+        write_failure(folder, config, "failed", error, startup.started)
+    else:
+        report(folder, rank, error)
+    log.error("failed: %s; its stacks: %s", error, log_of(folder, rank), extra={FILE_ONLY: not alone})
+    if alone:
+        print(f"run: {folder.path}", flush=True)
+    else:
+        # As soon as this process ends, the others end too: until then they are asked for their stacks.
+        time.sleep(_STACKS_S)
 
 
 def trainable_table(tuned: Tuned, optim: Any, lr: float) -> str:

@@ -15,7 +15,14 @@ from harness.errors import UserError
 
 KEY, FORCE, RUN_DIR = "trainer.resume", "trainer.force_resume", "hydra.run.dir"
 AUTO = "auto"
-MAY_CHANGE = ("trainer.max_steps", "trainer.max_epochs", "trainer.keep_checkpoints", "trainer.load_best")
+MAY_CHANGE = (
+    "trainer.max_steps",
+    "trainer.max_epochs",
+    "trainer.keep_checkpoints",
+    "trainer.load_best",
+    "trainer.on_nonfinite",
+    "trainer.max_nonfinite",
+)
 """Keys of a run's identity that a resumed run may have otherwise. A longer run stretches the schedule with it."""
 
 

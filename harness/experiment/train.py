@@ -17,6 +17,7 @@ from harness.errors import reject
 from harness.experiment import weights_from
 from harness.experiment.budget import solve
 from harness.experiment.environment import environment
+from harness.experiment.failure import log_of
 from harness.experiment.feature_cache import close_feature_cache, may_keep_features, open_feature_cache
 from harness.experiment.folder import RunFolder, write_json
 from harness.experiment.group import EarlyReport
@@ -26,11 +27,12 @@ from harness.experiment.restore import (
     finished_summary,
     fit,
     load_best,
+    loss_check_so_far,
     progression_so_far,
     resume_step,
     warn_of_other_environment,
 )
-from harness.experiment.result import print_result, trainable_table, write_success
+from harness.experiment.result import end_hung, print_result, trainable_table, write_success
 from harness.experiment.startup import Phase, Startup
 from harness.logging.metrics import MetricsFile
 from harness.logging.plot import plot_curves
@@ -54,16 +56,19 @@ from harness.optim.schedule import ScheduleName
 from harness.registry import build
 from harness.trainer.callback import BetweenSteps
 from harness.trainer.checkpoint import Checkpointer
+from harness.trainer.deterministic import deterministic
 from harness.trainer.evaluate import Evaluator, drop_after
 from harness.trainer.gradient_check import check_reachable
 from harness.trainer.host_sync import sync_counter
+from harness.trainer.loss_check import DivergedError, LossCheck
 from harness.trainer.module import TrainingModule
 from harness.trainer.peak import peaks
 from harness.trainer.probe import Probe
-from harness.trainer.recorder import DivergedError, Recorder
+from harness.trainer.recorder import Recorder
 from harness.trainer.replay import watch
 from harness.trainer.standard import OnSaveError, StandardConfig, training_device
 from harness.trainer.step_profile import StepProfile
+from harness.trainer.watchdog import Watchdog, writes_stacks
 from harness.tuner.new_tokens import settle
 from harness.tuner.outlook import Outlook
 from harness.tuner.tuned import Tuned
@@ -107,11 +112,17 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
         begun_with = weights_from.find(named)
         weights_from.take_start(begun_with, folder.checkpoints)
     progression = progression_so_far(config, folder, checkpointer, data.start_step)
+    loss_check = loss_check_so_far(config, folder, data.start_step)
     startup.end(Phase.data)
     with ExitStack() as stack:
+        stack.enter_context(deterministic(config.trainer.deterministic))
         if device.type == "cuda":
             # A process forked while a thread is at it would find a lock that nobody opens.
             torch.cuda.init()
+        # Workers take the handler of the signal over.
+        stacks = stack.enter_context(writes_stacks(log_of(folder, rank)))
+        watchdog = Watchdog(config.trainer.watchdog_s, stacks, lambda error: end_hung(folder, config, startup, error))
+        stack.callback(watchdog.stop)
         stack.callback(data.stop_workers)
         stack.callback(checkpointer.close)
         # Workers that look for cached features have to know the tower first.
@@ -119,9 +130,9 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
             data.start_workers(rank, _world(config))
         # Trackers and files open first: what is missing there shows before weights are loaded.
         recorder = (
-            _recorder(folder, config, data, stack)
+            _recorder(folder, config, data, loss_check, stack)
             if rank == 0
-            else Recorder(None, [], None, _world(config), channels=config.data.channels, sequence_parallel=sharers)
+            else Recorder(None, [], None, _world(config), loss_check, config.data.channels, sharers)
         )
         loaded = build("model", config.model, first_device(config.memory, device), weights)
         build("memory/quant", config.memory.quant, loaded.model, device)
@@ -145,7 +156,7 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
             warn_of_other_environment(folder, surroundings)
             write_json(folder.path / "environment.json", surroundings)
         precision = checked_precision(memory.config, tuned.base, config.trainer)
-        recorder.skips_overflow = precision == "fp16"
+        recorder.check.skips_overflow = precision == "fp16"
         module.meter.syncs = syncs
         module.meter.peaks = peaks(device, precision, config.trainer.measure_peak)
         evaluator = _evaluator(folder, config, data, processor)
@@ -154,7 +165,7 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
             stack.callback(close_feature_cache, cache, data, tuned)
         if cacheable:
             data.start_workers(rank, _world(config))
-        between = BetweenSteps(config.trainer, folder, data, recorder, evaluator, checkpointer, progression)
+        between = BetweenSteps(config.trainer, folder, data, recorder, evaluator, checkpointer, progression, watchdog)
         profiled = (
             [StepProfile(span[0], span[1], folder.path / "profile")] if (span := config.trainer.profile_steps) else []
         )
@@ -188,6 +199,7 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
         startup,
         memory.outcome,
         asdict(checkpointer.saves),
+        recorder.check,
         kept,
         None if solved is None else asdict(solved),
     )
@@ -273,7 +285,7 @@ def _evaluator(folder: RunFolder, config: RunConfig, data: DataModule, processor
     return None
 
 
-def _recorder(folder: RunFolder, config: RunConfig, data: DataModule, stack: ExitStack) -> Recorder:
+def _recorder(folder: RunFolder, config: RunConfig, data: DataModule, check: LossCheck, stack: ExitStack) -> Recorder:
     """Opens metrics.jsonl, cut back to where the run goes on, and its views."""
     loggers = build("logging", config.logging, _run_info(folder, config, data.start_step))
     file = stack.enter_context(MetricsFile(folder.metrics))
@@ -281,9 +293,7 @@ def _recorder(folder: RunFolder, config: RunConfig, data: DataModule, stack: Exi
     drop_after(folder.predictions, data.start_step or -1)
     progress = stack.enter_context(Progress(data.total_steps, data.start_step))
     sharers = config.memory.sequence_parallel
-    recorder = Recorder(
-        file, loggers, progress, _world(config), channels=config.data.channels, sequence_parallel=sharers
-    )
+    recorder = Recorder(file, loggers, progress, _world(config), check, config.data.channels, sharers)
     stack.push(lambda kind, error, trace: _give_up(recorder) if kind else None)
     return recorder
 

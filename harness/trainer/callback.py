@@ -4,6 +4,7 @@ The order matters for an exact resume: a checkpoint that follows the validation 
 run that skips that validation.
 """
 
+import logging
 import math
 import time
 from dataclasses import dataclass, field
@@ -13,12 +14,18 @@ import lightning
 import torch
 
 from harness.data.datamodule import DataModule
+from harness.errors import UserError
 from harness.experiment.folder import RunFolder
 from harness.trainer.checkpoint import Checkpointer
 from harness.trainer.evaluate import Evaluator
+from harness.trainer.kept_batch import write as keep_batch
+from harness.trainer.loss_check import DivergedError
 from harness.trainer.module import TrainingModule
 from harness.trainer.recorder import Recorder
 from harness.trainer.standard import StandardConfig, badness
+from harness.trainer.watchdog import Watchdog
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -67,6 +74,7 @@ class BetweenSteps(lightning.Callback):
         evaluator: Evaluator | None,
         checkpointer: Checkpointer,
         progression: Progression,
+        watchdog: Watchdog,
     ) -> None:
         """Args: the trainer config, the run folder and the parts; no evaluator means no validation rows."""
         self.data = data
@@ -75,12 +83,15 @@ class BetweenSteps(lightning.Callback):
         self.evaluator = evaluator
         self.checkpointer = checkpointer
         self.progression = progression
+        self.watchdog = watchdog
         self.log_every = config.log_every_steps
         self.val_every = config.val_every_steps or data.steps_per_epoch(config.world_size)
         self.save_every = config.save_every_steps or self.val_every
         self.val_at_start = config.val_at_start
         self.checkpoints = config.checkpoints
         self._last_step = 0
+        self._origins: list[str] = []
+        """Of the step so far."""
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Measures the untrained model, unless the run goes on from a checkpoint."""
@@ -92,13 +103,39 @@ class BetweenSteps(lightning.Callback):
             if self._last_step == 0 and self.val_at_start and self.evaluator is not None:
                 self.progression.baseline = self._evaluate(trainer, pl_module, 0)
                 self.recorder.write_start(self.progression.baseline)
+        self.watchdog.start()
+        self.watchdog.begin("waiting for a batch")
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Times this micro-batch, but for those of the first step, which compile."""
+        if self.progression.first_step_at is None:
+            self.watchdog.pause()
+        else:
+            self.watchdog.begin(f"a micro-batch of step {self._last_step + 1}")
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Acts when this micro-batch completed an optimiser step."""
         assert isinstance(pl_module, TrainingModule)
+        self._after_batch(trainer, pl_module, batch)
+        self.watchdog.begin(f"waiting for a batch after step {trainer.global_step}")
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Waits for nothing any more."""
+        self.watchdog.stop()
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        """Leaves the end to the error."""
+        self.watchdog.stop()
+
+    def _after_batch(self, trainer: lightning.Trainer, pl_module: TrainingModule, batch: Any) -> None:
         step = trainer.global_step
+        self._origins += batch.origins
         if step == self._last_step:
             return
         self._last_step = step
@@ -116,7 +153,13 @@ class BetweenSteps(lightning.Callback):
         self.progression.memory = peak_memory(pl_module.device)
         figures = self.progression.memory | pl_module.meter.metrics(interval) | self._cache_figures()
         figures |= self.checkpointer.figures()
-        self.progression.train_loss = self.recorder.flush(interval, figures)
+        try:
+            self.progression.train_loss = self.recorder.flush(interval, figures)
+        except DivergedError as error:
+            self.watchdog.pause()
+            self._keep_batch(trainer, error.step)
+            raise
+        self.watchdog.pause()
         with pl_module.meter.paused():
             metrics = self._evaluate(trainer, pl_module, step) if validate else {}
             if (monitor := self.progression.best.metric) in metrics:
@@ -134,9 +177,21 @@ class BetweenSteps(lightning.Callback):
     def _record(self, module: TrainingModule, step: int) -> None:
         assert module.grad_norm is not None
         sums = module.channel_loss.take(module.device)
-        self.recorder.step(step, module.meter.end_step(), module.grad_norm, module.learning_rates, sums)
+        origins, self._origins = self._origins, []
+        self.recorder.step(step, module.meter.end_step(), module.grad_norm, module.learning_rates, sums, origins)
         if self.progression.first_step_at is None:
             self.progression.first_step_at = time.time()
+
+    def _keep_batch(self, trainer: lightning.Trainer, step: int) -> None:
+        """Writes what this rank had in a step into the run folder. An error is on its way: another is only logged."""
+        rank = trainer.global_rank
+        path = self.folder.path / "nonfinite" / f"step_{step}_rank_{rank}.safetensors"
+        try:
+            keep_batch(path, step, self.data.step_batches(step, rank, trainer.world_size))
+        except (OSError, UserError) as error:
+            log.error("the batch of step %d can not be kept: %s", step, error)
+            return
+        log.error("step %d: its batch is kept; python -m harness.trainer.kept_batch %s shows it", step, path)
 
     def _evaluate(self, trainer: lightning.Trainer, module: TrainingModule, step: int) -> dict[str, float]:
         assert self.evaluator is not None

@@ -119,9 +119,14 @@ class Meter:
         self._losses.clear()
         self.step_has_images = False
 
+    @property
+    def step_loss(self) -> Tensor:
+        """The step's loss so far on this rank, still on the device."""
+        return torch.stack(self._losses).sum()
+
     def end_step(self) -> Tensor:
         """Closes an optimiser step and returns its loss on this rank, still on the device."""
-        loss = torch.stack(self._losses).sum()
+        loss = self.step_loss
         self._losses.clear()
         self.step_has_images = False
         self._interval.steps += 1

@@ -30,6 +30,8 @@ from harness.trainer.flops import survey
 from harness.trainer.gradient_check import GradientCheck
 from harness.trainer.meter import Meter, Totals
 from harness.trainer.relief import Relief
+from harness.trainer.skip import Skipped, leave_out_nonfinite, skips_on_device
+from harness.trainer.standard import OnNonfinite
 from harness.trainer.stop import Stop
 from harness.tuner.tuned import Tuned
 
@@ -85,6 +87,7 @@ class TrainingModule(lightning.LightningModule):
         if tuned.after_step is not None and config.memory.strategy.splits_updates:
             remedy = f"leaves no whole gradients, which tuner={config.tuner.name} reads; use memory/strategy=ddp"
             raise reject("memory/strategy", config.memory.strategy.name, remedy)
+        self._skips = config.trainer.on_nonfinite is OnNonfinite.skip
         self._gradient_check = GradientCheck(self.model, self.parallel.gradient)
         self._trains_vision = any(p.requires_grad for p in tuned.base.model.visual.parameters())
         self._is_split = False
@@ -165,8 +168,11 @@ class TrainingModule(lightning.LightningModule):
             self._gradient_check.check(step_has_images=seen > 0, freed=_freed_norms(optimizer))
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Takes the step, then lets the tuner act on it while the gradients are still there."""
-        super().optimizer_step(*args, **kwargs)
+        """Takes the step, then lets the tuner act on it while the gradients are still there; not if it is skipped."""
+        try:
+            super().optimizer_step(*args, **kwargs)
+        except Skipped:
+            return
         if self.parallel.norm is not None and self._ends_step:
             self.grad_norm = torch.tensor(self.parallel.norm(), device=self.device)
         if self.tuned.after_step is not None:
@@ -195,7 +201,11 @@ class TrainingModule(lightning.LightningModule):
         return [item for item in self.trainer.optimizers if hasattr(item, "eval") and hasattr(item, "train")]
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
-        """Clips by global norm and keeps the norm from before clipping, on the device."""
+        """Clips by global norm and keeps the norm from before clipping, on the device.
+
+        Raises:
+            Skipped: The step's update is to be left out.
+        """
         parameters = [parameter for parameter in self.parameters() if parameter.grad is not None]
         limit = self.config.optim.max_grad_norm or math.inf
         norm = self.parallel.clip(parameters, limit)
@@ -204,6 +214,11 @@ class TrainingModule(lightning.LightningModule):
         norm = norm.to(self.device)
         freed = [length.to(norm) for length in _freed_norms(optimizer).values()]
         self.grad_norm = torch.linalg.vector_norm(torch.stack([norm, *freed])) if freed else norm
+        # A gradient scaler leaves such steps out by itself.
+        if self._skips and self.trainer.precision != "16-mixed":
+            on_device = self.tuned.after_step is None and skips_on_device(optimizer)
+            loss, world_size = self.meter.step_loss, self.trainer.world_size
+            leave_out_nonfinite(optimizer, loss, self.grad_norm, world_size, on_device=on_device)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Returns trainable weights only."""

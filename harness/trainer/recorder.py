@@ -1,6 +1,6 @@
 """Turns steps into rows of metrics.jsonl and hands them on to loggers and the progress display."""
 
-import math
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,14 +12,13 @@ from harness.logging.metrics import MetricsFile
 from harness.logging.progress import Progress
 from harness.logging.tracker import log_row
 from harness.trainer.channel_loss import channel_metrics
+from harness.trainer.loss_check import DivergedError, LossCheck
 from harness.trainer.meter import Totals
 
-MAX_SKIPPED = 20
-"""Steps in a row that a gradient scaler may skip: it halves its scale each time, 2**16 to below 1."""
+log = logging.getLogger(__name__)
 
-
-class DivergedError(RuntimeError):
-    """The loss or the gradient norm is no finite number any more."""
+SHOWN = 100
+"""Rows of a step that a log line names."""
 
 
 @dataclass(slots=True)
@@ -31,16 +30,16 @@ class Recorder:
     loggers: list[Any]
     progress: Progress | None
     world_size: int
-    skips_overflow: bool = False
-    """Under fp16 a gradient that overflows makes the scaler skip the step and lower its scale: no divergence."""
+    check: LossCheck = field(default_factory=LossCheck)
+    """Told of every step, on every rank."""
     channels: Sequence[str] = ()
     """Whose losses the steps bring."""
     sequence_parallel: int = 1
     """Ranks that share a micro-batch, whose tokens count once."""
     _pending: list[dict[str, Any]] = field(default_factory=list)
     _tensors: list[Tensor] = field(default_factory=list)
+    _origins: list[list[str]] = field(default_factory=list)
     _held: dict[str, Any] = field(default_factory=dict)
-    _skipped: int = 0
 
     def step(
         self,
@@ -49,6 +48,7 @@ class Recorder:
         grad_norm: Tensor,
         learning_rates: dict[str, float],
         channel_sums: Tensor | None = None,
+        origins: Sequence[str] = (),
     ) -> None:
         """Takes one optimiser step.
 
@@ -58,7 +58,9 @@ class Recorder:
             grad_norm: Global norm before clipping (scalar, on the device), equal on all ranks.
             learning_rates: Of the step just taken, by parameter group.
             channel_sums: What `ChannelLoss.take` returned (on the device), where there are channels.
+            origins: Rows that the step had on this rank, for what is said of it.
         """
+        self._origins.append(list(dict.fromkeys(origins)))
         self._pending.append({"step": step} | {f"train/lr/{name}": lr for name, lr in learning_rates.items()})
         both = torch.stack((loss.float(), grad_norm.float() / self.world_size))
         self._tensors.append(both if channel_sums is None else torch.cat((both, channel_sums.float())))
@@ -79,25 +81,25 @@ class Recorder:
             The loss of the last step.
 
         Raises:
-            DivergedError: A loss or norm is not finite; the rows are written first.
+            DivergedError: A loss or norm is not finite, and `check` ends the run for it; the rows are written first.
         """
         values = torch.stack(self._tensors)
         if self.world_size > 1:
             torch.distributed.all_reduce(values)
         rows, self._pending, self._tensors = self._pending, [], []
-        for row, (loss, norm, *sums) in zip(rows, values.tolist(), strict=True):
+        origins, self._origins = self._origins, []
+        diverged: DivergedError | None = None
+        for row, rows_of_step, (loss, norm, *sums) in zip(rows, origins, values.tolist(), strict=True):
             row |= {"train/loss": loss, "train/grad_norm": norm}
             row |= channel_metrics("train/loss", self.channels, sums)
+            diverged = diverged or self._judge(row, rows_of_step)
         *earlier, self._held = rows
         self._held |= interval.rates(self.world_size // self.sequence_parallel) | metrics
         for row in earlier:
             self._write(row)
-        for row in rows:
-            if self._has_diverged(row["train/loss"], row["train/grad_norm"]):
-                self.commit({})
-                raise DivergedError(
-                    f"step {row['step']}: loss {row['train/loss']}, gradient norm {row['train/grad_norm']}"
-                )
+        if diverged is not None:
+            self.commit({})
+            raise diverged
         return self._held["train/loss"]
 
     def commit(self, metrics: dict[str, float]) -> None:
@@ -116,11 +118,22 @@ class Recorder:
             self.flush(Totals(), {})
         self.commit({})
 
-    def _has_diverged(self, loss: float, norm: float) -> bool:
-        self._skipped = 0 if math.isfinite(norm) else self._skipped + 1
-        if self.skips_overflow and math.isfinite(loss):
-            return self._skipped >= MAX_SKIPPED
-        return not (math.isfinite(loss) and math.isfinite(norm))
+    def _judge(self, row: dict[str, Any], origins: Sequence[str]) -> DivergedError | None:
+        """Adds to a row what its step was, and warns of it; returns the error that ends the run, if it does."""
+        loss, norm = row["train/loss"], row["train/grad_norm"]
+        verdict = self.check.look(loss, norm)
+        row |= verdict.figures
+        found = verdict.spike or f"loss {loss}, gradient norm {norm}"
+        text = f"step {row['step']}: {found}"
+        if verdict.nonfinite_in_a_row > 1:
+            text += f", {verdict.nonfinite_in_a_row} steps in a row"
+        if verdict.figures:
+            log.warning("%s; its rows: %s", text, _names(origins))
+        if not verdict.diverged:
+            return None
+        error = DivergedError(text)
+        error.step = row["step"]
+        return error
 
     def _write(self, row: dict[str, Any]) -> None:
         if self.file is None:
@@ -128,3 +141,8 @@ class Recorder:
         log_row(self.loggers, self.file.write(row["step"], row))
         if self.progress is not None:
             self.progress.update(row["step"], row)
+
+
+def _names(origins: Sequence[str]) -> str:
+    more = f" and {len(origins) - SHOWN} more" if len(origins) > SHOWN else ""
+    return ", ".join(origins[:SHOWN]) + more

@@ -38,6 +38,13 @@ class Backend(Enum):
     gloo = "gloo"
 
 
+class OnNonfinite(Enum):
+    """What a run does at a loss or gradient that is no finite number."""
+
+    stop = "stop"
+    skip = "skip"
+
+
 OnSaveError = Enum("OnSaveError", {"continue": "continue", "stop": "stop"})
 """What a run does whose checkpoint can not be written. `continue` is a word of Python's, so no class can have it."""
 
@@ -97,6 +104,22 @@ class StandardConfig:
     on_save_error: OnSaveError = OnSaveError["continue"]
     """Where a checkpoint can not be written (a full disk): continue logs and counts it and tries again at the next one,
     for stopping would lose for certain what may still be saved; stop ends the run. Those written before stay."""
+    on_nonfinite: OnNonfinite = OnNonfinite.stop
+    """At a step whose loss or gradient is no finite number: stop ends the run as diverged; skip leaves weights and
+    optimiser state as they are, on all ranks, counts the step, and goes on with schedule and data. Either way the batch
+    that ended a run is kept in its folder. fp16's scaler skips overflowing gradients by itself."""
+    max_nonfinite: int = 10
+    """Such steps in a row that end a run with `on_nonfinite=skip`: the weights themselves are broken then."""
+    spike_mads: float | None = 8.0
+    """Warn of and count a step whose loss is this many spreads (1.4826 median absolute deviations) above the median of
+    the last 100, and 0.5 nats at least. Changes nothing else. null: none."""
+    watchdog_s: float | None = 1800.0
+    """Seconds in which a micro-batch has to arrive, and to be trained on. A run that stands still for longer writes the
+    stacks of all its threads into ranks/ of its folder and ends with exit code 3. Start-up, the first step (which
+    compiles), validation and saves are not timed. null: wait for ever."""
+    deterministic: bool = False
+    """The same run twice gives the same bits, on a GPU too: torch's deterministic kernels, which are slower; an
+    operation that has none ends the run."""
     monitor: str = "val/loss"
     """Metric that decides which checkpoint is best: lower is better for a loss, higher for all else."""
     load_best: bool = False
@@ -129,6 +152,7 @@ class StandardConfig:
             "val_batch_size",
             "keep_checkpoints",
             "log_every_steps",
+            "max_nonfinite",
         )
         for key in counts:
             if getattr(self, key) < 1:
@@ -140,6 +164,10 @@ class StandardConfig:
             raise reject("trainer.max_epochs", self.max_epochs, "must be more than 0, and finite")
         if not 0 < self.ddp_timeout_s < 10**9:
             raise reject("trainer.ddp_timeout_s", self.ddp_timeout_s, "must be more than 0 seconds, and below 10^9")
+        if self.watchdog_s is not None and not 0 < self.watchdog_s < 10**9:
+            raise reject("trainer.watchdog_s", self.watchdog_s, "must be more than 0 seconds, or null to wait for ever")
+        if self.spike_mads is not None and not 0 < self.spike_mads < math.inf:
+            raise reject("trainer.spike_mads", self.spike_mads, "must be more than 0, or null to look for no spikes")
         if self.ddp_backend is not None and self.world_size == 1:
             raise reject("trainer.ddp_backend", self.ddp_backend.name, "needs several processes: set trainer.devices")
         if self.neftune_alpha is not None and not 0 < self.neftune_alpha < math.inf:

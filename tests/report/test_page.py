@@ -40,6 +40,38 @@ def test_the_page_is_whole_in_itself_and_escaped(written):
     assert [len(line["points"]) for line in data["rates"]["lines"]] == [3, 3, 3]
 
 
+def test_no_text_of_a_trial_becomes_markup(tmp_path, make_trial):
+    """Names of folders and metrics, keys and values of overrides, errors, packages, hosts: all may be anyone's."""
+    hostile = "</script><img src=x onerror=alert(1)>&\"'"
+    name = hostile.replace("/", "_")
+    folders = [
+        make_trial(tmp_path / f"{n}_{name}", seed=n, config={"tuner": {"name": hostile, hostile: hostile}})
+        for n in (1, 2)
+    ]
+    folders.append(make_trial(tmp_path / f"3_{name}", seed=3, status="failed", error=hostile, steps=0))
+    for folder in folders[:2]:
+        for file in ("summary.json", "environment.json", "trial.json"):
+            known = json.loads((folder / file).read_text())
+            if file == "summary.json":
+                known["val"] |= {f"val/{hostile}": 0.5}
+            elif file == "environment.json":
+                known["packages"] |= {hostile: hostile}
+                known["device"]["name"] = known["platform"] = hostile
+            else:
+                known["overrides"].append(f"tuner.{hostile}={hostile}")
+                known["command"] = f"python -m harness {hostile}"
+            (folder / file).write_text(json.dumps(known))
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        lines = [json.dumps(row | {f"train/loss/{hostile}": 1.0}) + "\n" for row in rows]
+        (folder / "metrics.jsonl").write_text("".join(lines))
+    (tmp_path / "study.yaml").write_text(json.dumps({"name": hostile, "question": hostile}))
+    text = page.render(analyse([tmp_path]))
+    assert "onerror=alert(1)&gt;" in text and "<img" not in text
+    assert text.count("</script>") == text.count("<script") == 2
+    # No attribute is left early.
+    assert not re.search(r"""<[a-z]+(\s+[a-z-]+(="[^"<]*")?)*\s+onerror""", text)
+
+
 @needs_browser
 def test_a_reader_filters_and_reads(written, tmp_path):
     with browser.page(tmp_path) as tab:

@@ -139,14 +139,17 @@ def test_a_ctrl_c_reaches_jobs_of_an_earlier_launcher(sweep, slurm):
     assert status(sweep.trials()[0])["state"] == "preempted"
 
 
-def test_the_script_quotes_paths_and_leaves_the_users_lines_alone(tmp_path):
-    listed = tmp_path / "it's $HOME.txt"
+@pytest.mark.parametrize(
+    "name", ["it's $HOME.txt", 'a"; touch made; "', "$(touch made)", "`touch made`", "a && b | c > d"]
+)
+def test_the_script_quotes_paths_and_leaves_the_users_lines_alone(tmp_path, name):
+    listed = tmp_path / name
     text = script(SlurmConf(setup=["module load cuda && echo $HOSTNAME"]), listed)
     first, setup, job, end = text.split("\n")
     assert (first, setup, end) == ("#!/bin/bash", "module load cuda && echo $HOSTNAME", "")
     shown = ["bash", "-c", job.replace("exec ", "printf '%s\\n' ", 1)]
-    words = subprocess.run(shown, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert words[-3:] == ["harness.sweep.slurm_job", str(listed), "requeue"]
+    words = subprocess.run(shown, capture_output=True, text=True, check=True, cwd=tmp_path).stdout.splitlines()
+    assert words[-3:] == ["harness.sweep.slurm_job", str(listed), "requeue"] and list(tmp_path.iterdir()) == []
 
 
 def test_options_become_those_of_sbatch(tmp_path):
@@ -157,6 +160,17 @@ def test_options_become_those_of_sbatch(tmp_path):
     expected = {"--array=0-2%2", "--partition=a100", "--time=4:00:00", "--mem=1536M", "--gres=gpu:4", "--exclusive"}
     assert expected | {"--requeue", "--signal=B:USR1@120"} <= set(arguments)
     assert not any(item.startswith(("--account", "--qos", "--cpus")) for item in arguments)
+
+
+def test_what_looks_like_shell_stays_one_option_of_sbatch(tmp_path):
+    trainer = SimpleNamespace(devices=1, accelerator=Accelerator.cpu)
+    hostile = "a; rm -rf $(pwd) --wrap=`id` 'b"
+    folder = tmp_path / hostile
+    arguments = SlurmQueue(SlurmConf(partition=hostile, account=hostile), folder)._arguments(
+        [SimpleNamespace(config=SimpleNamespace(trainer=trainer))], folder
+    )
+    assert {f"--partition={hostile}", f"--account={hostile}", f"--job-name={hostile}"} <= set(arguments)
+    assert all(item.startswith("--") for item in arguments) and "--wrap=`id`" not in arguments
 
 
 @pytest.mark.parametrize(

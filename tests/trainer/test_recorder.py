@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from harness.logging.metrics import MetricsFile, read
+from harness.trainer.loss_check import MAX_OVERFLOWS, DivergedError
 from harness.trainer.meter import Totals
-from harness.trainer.recorder import MAX_SKIPPED, DivergedError, Recorder
+from harness.trainer.recorder import Recorder
 
 
 @pytest.fixture
@@ -48,33 +49,33 @@ def overflow(recorder, number, loss=1.0):
 @pytest.fixture
 def scaled(recorder):
     """A recorder under fp16."""
-    recorder.skips_overflow = True
+    recorder.check.skips_overflow = True
     return recorder
 
 
 def test_an_overflow_is_tolerated_under_a_gradient_scaler_only(recorder):
     with pytest.raises(DivergedError, match=r"step 1: loss 1\.0, gradient norm inf"):
         overflow(recorder, 1)
-    recorder.skips_overflow = True
+    recorder.check.skips_overflow = True
     assert overflow(recorder, 2) == 1.0
 
 
 def test_too_many_overflows_in_a_row_stop_the_run(scaled):
-    for number in range(1, MAX_SKIPPED):
+    for number in range(1, MAX_OVERFLOWS):
         overflow(scaled, number)
-    with pytest.raises(DivergedError, match=f"step {MAX_SKIPPED}: "):
-        overflow(scaled, MAX_SKIPPED)
+    with pytest.raises(DivergedError, match=f"step {MAX_OVERFLOWS}: "):
+        overflow(scaled, MAX_OVERFLOWS)
 
 
 def test_a_step_that_is_taken_resets_the_count_of_overflows(scaled):
-    for number in range(1, MAX_SKIPPED):
+    for number in range(1, MAX_OVERFLOWS):
         overflow(scaled, number)
-    step(scaled, MAX_SKIPPED, 1.0)
+    step(scaled, MAX_OVERFLOWS, 1.0)
     scaled.flush(Totals(steps=1, seconds=1.0), {})
-    for number in range(MAX_SKIPPED + 1, 2 * MAX_SKIPPED):
+    for number in range(MAX_OVERFLOWS + 1, 2 * MAX_OVERFLOWS):
         overflow(scaled, number)
-    with pytest.raises(DivergedError, match=f"step {2 * MAX_SKIPPED}: "):
-        overflow(scaled, 2 * MAX_SKIPPED)
+    with pytest.raises(DivergedError, match=f"step {2 * MAX_OVERFLOWS}: "):
+        overflow(scaled, 2 * MAX_OVERFLOWS)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
