@@ -1,13 +1,17 @@
-"""Kills runs, damages checkpoints, fills disks, and writes docs/results/reliability.json and the table of its page.
+"""Kills runs, damages files, fuzzes and soaks, and writes docs/results/reliability.json and the table of its page.
 
 OMP_NUM_THREADS=1 python benchmarks/reliability.py --kills 20 --saves 10 --damages 100 --signals 10 --disks 6
+OMP_NUM_THREADS=1 python benchmarks/reliability.py --fuzz 10000 --mutations --soak 10
 python benchmarks/reliability.py --render
+
+Only what is asked for is measured; the other rows keep what was measured before.
 """
 
 import argparse
 import json
 import os
 import random
+import subprocess
 import sys
 import tempfile
 import time
@@ -75,6 +79,26 @@ def measure(options: argparse.Namespace, bench: faults.Bench) -> Iterator[Found]
         print(f"{name} {number + 1} of {asked[name][0]}: {found[name][-1]}", flush=True)
         if name != "damage":
             yield found
+    yield found
+
+
+def others(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Runs what has a script of its own, each in a process, and yields its figures under the name of its row."""
+    asked = {
+        "mutations": ("mutated_configs.py", []) if options.mutations else None,
+        "fuzz": ("fuzz.py", ["--cases", str(options.fuzz), "--seed", str(options.seed)]) if options.fuzz else None,
+        "soak": ("soak.py", ["--minutes", str(options.soak)]) if options.soak else None,
+    }
+    for name, (script, arguments) in ((name, item) for name, item in asked.items() if item is not None):
+        with tempfile.NamedTemporaryFile(suffix=".json") as file:
+            command = [f"benchmarks/{script}", *arguments]
+            subprocess.run([sys.executable, *command, "--out", file.name], cwd=ROOT)
+            figures = json.loads(Path(file.name).read_text(encoding="utf-8"))
+        yield name, figures | {"command": _command(command), "environment": environment("")}
+
+
+def _command(arguments: list[str]) -> str:
+    return f"OMP_NUM_THREADS={torch.get_num_threads()} python {' '.join(arguments)}"
 
 
 def table(result: dict[str, Any]) -> str:
@@ -124,6 +148,7 @@ def table(result: dict[str, Any]) -> str:
             "the whole write",
         ),
     ]
+    rows += [row(result[name]) for name, row in OTHER_ROWS.items() if name in result]
     lines = ["| figure | target | ours | stock Lightning |", "|---|---|---|---|"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
     machine = f"`{result['command']}`, {result['seconds']:.0f} s on {result['cores']} shared cores; torch "
@@ -132,7 +157,50 @@ def table(result: dict[str, Any]) -> str:
         "(1) As reproduced with lightning 2.6.6 before this harness was written; not measured by this script. "
         "(2) Measured by this script, on the file of this harness."
     )
-    return "\n".join([*lines, "", machine + f"{result['environment']['packages']['torch']}, on the CPU. {note}"])
+    commands = ", ".join(f"`{result[name]['command']}`" for name in OTHER_ROWS if name in result)
+    text = machine + f"{result['environment']['packages']['torch']}, on the CPU. {note}"
+    return "\n".join([*lines, "", text + (f" The last rows: {commands}." if commands else "")])
+
+
+def _fuzz_row(found: dict[str, Any]) -> tuple[str, ...]:
+    families = ", ".join(f"{sum(kinds.values()):,} {name}" for name, kinds in found["counts"].items())
+    right = found["cases"] - len(found["wrong"])
+    return (
+        f"hostile or broken input files, fuzzed ({families})",
+        "no crash without a message, no hang, nothing counted wrongly",
+        f"{right:,} of {found['cases']:,}, at most {found['longest_s']:.1f} s a case",
+        "not measured",
+    )
+
+
+def _mutations_row(found: dict[str, Any]) -> tuple[str, ...]:
+    kinds = ", ".join(f"{number:,} {kind}" for kind, number in found["kinds"].items())
+    return (
+        f"each of {found['keys']} config keys in each option of its group, wrong in turn ({kinds})",
+        "all refused with the key in the message, before the model loads",
+        f"{found['refused']:,} of {found['tried']:,}, {' and '.join(found['loaded']) or 'nothing'} loaded",
+        "no typed config",
+    )
+
+
+def _soak_row(found: dict[str, Any]) -> tuple[str, ...]:
+    memory, real = found["rss_mib"], found["ten_hours"]
+    held = ", ".join(f"{found[name]['first']:.0f} to {found[name]['last']:.0f} {name}" for name in ("files", "threads"))
+    return (
+        f"ten hours of training simulated: {found['steps']:,} steps, {found['validations']:,} validations and "
+        f"{found['saves']:,} checkpoints in one process (a real run: {real['steps']:,} and {real['saves']})",
+        "memory, open files and threads flat",
+        f"first to last tenth: {memory['first']:.1f} to {memory['last']:.1f} MiB resident, {held}",
+        "not measured",
+    )
+
+
+OTHER_ROWS: dict[str, Callable[[dict[str, Any]], tuple[str, ...]]] = {
+    "fuzz": _fuzz_row,
+    "mutations": _mutations_row,
+    "soak": _soak_row,
+}
+"""What has a script of its own, by its key in the results."""
 
 
 def _share(items: list[dict[str, Any]]) -> str:
@@ -148,13 +216,27 @@ def render(result: dict[str, Any]) -> None:
 def main() -> int:
     """Returns 0 where every figure is met."""
     parser = argparse.ArgumentParser()
-    for name, default in (("kills", 20), ("saves", 10), ("damages", 100), ("signals", 10), ("disks", 6), ("seed", 0)):
-        parser.add_argument(f"--{name}", type=int, default=default)
+    for name in ("kills", "saves", "damages", "signals", "disks", "seed"):
+        parser.add_argument(f"--{name}", type=int, default=0)
+    parser.add_argument("--fuzz", type=int, default=0, help="cases of fuzz.py")
+    parser.add_argument("--mutations", action="store_true", help="run mutated_configs.py")
+    parser.add_argument("--soak", type=float, default=0, help="minutes of soak.py")
     parser.add_argument("--render", action="store_true", help="only write the table of what was measured")
     options = parser.parse_args()
     if options.render:
         render(json.loads(RESULTS.read_text(encoding="utf-8")))
         return 0
+    right = True
+    for name, figures in others(options):
+        write({name: figures})
+        right = right and not figures.get("wrong") and figures.get("ok", True) and not figures.get("loaded")
+    if any((options.kills, options.saves, options.damages, options.signals, options.disks)):
+        right = _faults(options) and right
+    return 0 if right else 1
+
+
+def _faults(options: argparse.Namespace) -> bool:
+    """Measures what faults.py does, and says whether all of it is right."""
     # Imported before the forks, or each run would do so.
     import harness.experiment.train  # noqa: F401
 
@@ -165,23 +247,29 @@ def main() -> int:
             mode: bench.whole(mode)[0].read_summary()["saves"]["longest_stall_s"] for mode in ("lora", "background")
         }
         for found in measure(options, bench):
-            write(found, stall, time.monotonic() - began)
+            counts = {name: [sum(item["ok"] for item in items), len(items)] for name, items in found.items() if items}
+            write(
+                {
+                    "command": _command([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+                    "seconds": time.monotonic() - began,
+                    "cores": os.cpu_count(),
+                    "environment": environment(""),
+                    "counts": counts,
+                    "stall_s": stall,
+                    "found": {name: found[name] for name in counts},
+                }
+            )
             right = all(item["ok"] for items in found.values() for item in items)
-    return 0 if right else 1
+    return right
 
 
-def write(found: Found, stall: dict[str, float], seconds: float) -> None:
-    """Writes the results so far and their table."""
-    result = {
-        "command": f"OMP_NUM_THREADS={torch.get_num_threads()} python benchmarks/{Path(sys.argv[0]).name} "
-        + " ".join(sys.argv[1:]),
-        "seconds": seconds,
-        "cores": os.cpu_count(),
-        "environment": environment(""),
-        "counts": {name: [sum(item["ok"] for item in items), len(items)] for name, items in found.items()},
-        "stall_s": stall,
-        "found": found,
-    }
+def write(measured: dict[str, Any]) -> None:
+    """Writes what was measured beside what is there of other rows, and the table."""
+    result = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    for key in ("counts", "found"):
+        if key in measured:
+            measured[key] = result.get(key, {}) | measured[key]
+    result |= measured
     RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     render(result)
 

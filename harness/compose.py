@@ -11,29 +11,43 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from harness import registry
+from harness import registry, yaml_file
 from harness.config import RunConfig, to_run_config
 from harness.errors import UserError, reject
 from harness.sweep import plugin  # noqa: F401 - options that conf/config.yaml chooses
 
 ROOT = "config"
 """Name of the root YAML file in `conf/`."""
+CHOICES = (*registry.GROUPS, "experiment")
+"""Groups of which the command line chooses a file."""
 
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:
     """Composes one run's config, Hydra's own node left out.
 
     Raises:
-        UserError: An override names an unknown group, option or key, or a value of the wrong type.
+        UserError: An override names an unknown group, option or key, or a value of the wrong type, or a file in `conf/`
+            can not be read.
     """
+    for choice, _, option in (item.partition("=") for item in overrides):
+        if choice.lstrip("+") in CHOICES and (file := registry.CONF / choice.lstrip("+") / f"{option}.yaml").is_file():
+            yaml_file.parse(file)
     try:
         cfg = _compose(overrides)
+        _refuse_unknown_keys(cfg)
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error, overrides) from error
-    _refuse_unknown_keys(cfg)
+    except UserError:
+        raise
+    except Exception as error:  # Hydra raises nearly anything on a YAML file that is broken or no config
+        chosen = " ".join(item for item in overrides if item.partition("=")[0].lstrip("+") in CHOICES) or ROOT
+        raise UserError(
+            f"{chosen}: a file below {registry.CONF} is no config ({yaml_file.first_line(error)})"
+        ) from error
+    _refuse_numbers_for_truth(cfg, overrides)
     return cfg
 
 
@@ -187,7 +201,9 @@ def _explain_key(key: str, overrides: Sequence[str]) -> UserError:
     cfg = _compose(groups)
     parent, _, leaf = key.rpartition(".")
     known = sorted(str(name) for name in (OmegaConf.select(cfg, parent) if parent else cfg) or {})
-    return _no_such_key(next(item for item in overrides if key in item), f"{parent}." if parent else "", leaf, known)
+    # A key that nobody typed stands in a YAML file.
+    typed = next((item for item in overrides if key in item), key)
+    return _no_such_key(typed, f"{parent}." if parent else "", leaf, known)
 
 
 def _no_such_key(typed: str, prefix: str, leaf: str, known: Sequence[str]) -> UserError:
@@ -206,6 +222,24 @@ def _field_types(kind: Any) -> dict[str, Any]:
     return {field.name: field.type for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else {}
 
 
+def _refuse_numbers_for_truth(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Refuses `trainer.probe=7`, which OmegaConf takes for true."""
+    for item in parse(overrides):
+        number = item.value()
+        if type(number) is int and number not in (0, 1) and OmegaConf.select(cfg, item.key_or_group) is True:
+            raise reject(item.key_or_group, number, f"expected {type_text(bool)}")
+
+
+def _refuse_nested(key: str, value: Any, hint: Any) -> None:
+    """Refuses `[{a: b}]` for a list of strings: OmegaConf checks the types of values there, not of containers."""
+    members = get_args(next((item for item in get_args(hint) if get_origin(item)), hint))
+    if not isinstance(value, DictConfig | ListConfig) or not members or members[-1] is Any or get_origin(members[-1]):
+        return
+    inner = value.values() if isinstance(value, DictConfig) else value
+    if any(isinstance(item, DictConfig | ListConfig) for item in inner):
+        raise reject(key, value, f"expected {type_text(hint)}")
+
+
 def _refuse_unknown_keys(cfg: DictConfig, prefix: str = "") -> None:
     """Refuses what `+tuner.rnak=4` adds: OmegaConf lets it pass and only a slotted dataclass would trip over it."""
     known = _field_types(OmegaConf.get_type(cfg))
@@ -214,5 +248,8 @@ def _refuse_unknown_keys(cfg: DictConfig, prefix: str = "") -> None:
             raise _no_such_key(f"{prefix}{key}={cfg[key]}", prefix, key, sorted(known))
         if OmegaConf.is_missing(cfg, key):
             continue
-        if isinstance(value := cfg[key], DictConfig):
+        value = cfg[key]
+        if known:
+            _refuse_nested(f"{prefix}{key}", value, known[key])
+        if isinstance(value, DictConfig):
             _refuse_unknown_keys(value, f"{prefix}{key}.")

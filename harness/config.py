@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness import registry
 from harness.errors import UserError, reject
+from harness.yaml_file import read_yaml
 
 VOLATILE = (
     "logging",
@@ -182,12 +183,18 @@ def to_run_config(cfg: DictConfig) -> RunConfig:
     """Turns a composed config into checked objects.
 
     Raises:
-        UserError: A value is missing, out of range, or at odds with another group.
+        UserError: A value is missing, out of range, at odds with another group, or refers to nothing.
     """
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        raise UserError(f"{missing[0]} is not set: give {missing[0]}=... on the command line")
-    run = OmegaConf.to_object(cfg)
+    try:
+        missing = sorted(OmegaConf.missing_keys(cfg))
+        if missing:
+            raise UserError(f"{missing[0]} is not set: give {missing[0]}=... on the command line")
+        absent = [group for group in registry.GROUPS if OmegaConf.select(cfg, registry.key_of(group)) is None]
+        if absent:
+            raise reject(registry.key_of(absent[0]), "null", f"choose one with {absent[0]}=...")
+        run = OmegaConf.to_object(cfg)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     assert isinstance(run, RunConfig)
     return run
 
@@ -201,24 +208,36 @@ def load(path: Path) -> RunConfig:
     """Reads a config written by `save`, checked against the schemas as they are now.
 
     Raises:
-        UserError: The file is missing, or a key in it is unknown to this version.
+        UserError: The file is missing or damaged, or a key or value in it does not suit this version.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; a run folder holds a config.yaml")
-    stored = OmegaConf.load(path)
-    assert isinstance(stored, DictConfig)
+    stored = read_yaml(path)
+    try:
+        return to_run_config(_typed(stored))
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: {error.full_key} does not fit this version of the harness ({reason})") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _typed(stored: DictConfig | ListConfig) -> DictConfig:
+    """Merges a stored config into the schemas of the implementations that it names."""
+    if not isinstance(stored, DictConfig):
+        raise UserError("holds a list, and so no config of a run")
     typed = OmegaConf.structured(RunConfig)
     for group in registry.GROUPS:
         key = registry.key_of(group)
         # A run from before a nested group was there has what that group is by default.
         if (node := OmegaConf.select(stored, key)) is not None:
-            OmegaConf.update(typed, key, OmegaConf.structured(registry.get(group, node.name).config), merge=False)
-    try:
-        merged = OmegaConf.merge(typed, stored)
-    except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: {error.full_key} does not fit this version of the harness ({reason})") from error
-    return to_run_config(merged)  # type: ignore[arg-type]
+            name = node.get("name") if isinstance(node, DictConfig) else None
+            if not isinstance(name, str):
+                raise reject(f"{key}.name", name, "not the name of an implementation")
+            OmegaConf.update(typed, key, OmegaConf.structured(registry.get(group, name).config), merge=False)
+    merged = OmegaConf.merge(typed, stored)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def to_plain(run: RunConfig) -> dict[str, Any]:

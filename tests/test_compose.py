@@ -1,9 +1,11 @@
 """What a user can type wrong, and what they read then."""
 
 import dataclasses
+import shutil
 
 import pytest
 
+from harness import registry
 from harness.compose import check
 from harness.errors import UserError
 from harness.tuner.dora import DoraConfig
@@ -51,3 +53,48 @@ def test_a_map_takes_keys_of_the_users_own(make_config, override):
     assert make_config(override).tuner.rank_pattern == {"q_proj": 4}
     with pytest.raises(UserError, match=r"tuner\.rank_pattern\.q_proj=x: "):
         make_config(override.replace("4", "x"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["trainer.probe=7"], r"trainer\.probe=7: expected true or false"),
+        (["tuner.target_modules=[{a: b}]"], r"tuner\.target_modules=.*: expected list of str"),
+        (["tuner.rank_pattern={a: [b]}"], r"tuner\.rank_pattern=.*: expected map of str to int"),
+        (["trainer.resume='${nothing}'"], r"nothing"),
+        (["tuner.alpha=nan"], r"tuner\.alpha=nan: must be more than 0"),
+        (["tuner.lora_plus_ratio=inf"], r"tuner\.lora_plus_ratio=inf: must be more than 0"),
+        (["tuner.init=eva", "tuner.eva.rho=nan"], r"tuner\.eva\.rho=nan: must be 1 or more"),
+        (["tuner.init=lora_ga", "tuner.lora_ga.gamma=inf"], r"tuner\.lora_ga\.gamma=inf: must be more than 0"),
+        (["tuner=adalora", "tuner.orth_reg_weight=nan"], r"tuner\.orth_reg_weight=nan: must be 0 or more"),
+        (["tuner=vera", "tuner.d_initial=-1"], r"tuner\.d_initial=-1.0: must be more than 0"),
+        (["tuner=fourierft", "tuner.scaling=inf"], r"tuner\.scaling=inf: must be more than 0"),
+        (["optim=adafactor", "optim.decay_rate=-2"], r"optim\.decay_rate=-2.0: must be in \[-1, 0\)"),
+        (["tuner=full", "optim=apollo", "optim.proj_seed=-1"], r"optim\.proj_seed=-1: must be 0 or more"),
+        (["memory/quant=bnb8", "memory.quant.threshold=nan"], r"memory\.quant\.threshold=nan: must be more than 0"),
+    ],
+)
+def test_what_is_no_value_of_a_key_is_refused(overrides, message):
+    with pytest.raises(UserError, match=message):
+        check(overrides, multirun=False)
+
+
+def test_one_and_zero_are_truth_values():
+    assert check(["trainer.probe=1"], multirun=False)[0].trainer.probe is True
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a: [", r"mine\.yaml: not readable as YAML"),
+        ("&a [*a]", r"mine\.yaml: .*an anchor holds itself"),
+        ("# @package _global_\ntrainer:\n  stps: 3", r"In 'experiment/mine': .*\s.*'stps'"),
+        ("# @package _global_\ntrainer: null", r"trainer=null: choose one"),
+    ],
+)
+def test_a_broken_file_of_ones_own_is_told(tmp_path, monkeypatch, content, message):
+    shutil.copytree(registry.CONF, tmp_path / "conf")
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(content)
+    monkeypatch.setattr(registry, "CONF", tmp_path / "conf")
+    with pytest.raises(UserError, match=message):
+        check(["experiment=mine"], multirun=False)

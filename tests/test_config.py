@@ -43,3 +43,21 @@ def test_hash_ignores_what_changes_no_result(make_config):
 def test_rules_across_groups(make_config, overrides, message):
     with pytest.raises(UserError, match=message):
         make_config(*overrides)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a: [", "not readable as YAML"),
+        ("[1, 2]", "no config of a run"),
+        ("model: 3", r"model\.name=None: not the name of an implementation"),
+        ("tuner: {name: [lora]}", r"tuner\.name=.*: not the name of an implementation"),
+        ("tuner: {name: lora, rank: -1}", r"tuner|is not set"),
+        ("seed: ${nothing.there}", "nothing"),
+    ],
+)
+def test_a_damaged_config_is_told_by_its_file(tmp_path, content, message):
+    path = tmp_path / "config.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match=rf"{path}: .*{message}"):
+        config.load(path)

@@ -12,6 +12,7 @@ from harness import config
 from harness.compose import compose_config
 from harness.config import RunConfig
 from harness.errors import UserError
+from harness.yaml_file import read_yaml
 
 KEY, FORCE, RUN_DIR = "trainer.resume", "trainer.force_resume", "hydra.run.dir"
 AUTO = "auto"
@@ -43,11 +44,23 @@ def apply(overrides: Sequence[str]) -> list[str]:
         return list(overrides)
     if not stored.is_file():
         raise UserError(f"{KEY}={folder}: no run folder; give one that holds .hydra/ and checkpoints/")
-    before = [str(item) for item in OmegaConf.load(stored) if _key(str(item)) not in (*given, FORCE)]
+    before = [item for item in _stored(stored) if _key(item) not in (*given, FORCE)]
     after = [item for item in overrides if _key(item) not in (KEY, RUN_DIR)]
     merged = [*before, *after, f"{KEY}={_quoted(resume)}"]
     _refuse_drift(folder, merged)
     return [*merged, f"{RUN_DIR}={_quoted(str(folder))}"]
+
+
+def _stored(path: Path) -> list[str]:
+    """Reads the overrides that a run was started with.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    texts = OmegaConf.to_container(read_yaml(path))
+    if not isinstance(texts, list) or not all(isinstance(item, str) for item in texts):
+        raise UserError(f"{path}: holds no list of overrides")
+    return texts
 
 
 def _refuse_used(run_dir: str | None) -> None:
@@ -58,7 +71,11 @@ def _refuse_used(run_dir: str | None) -> None:
 
 def _refuse_drift(folder: Path, overrides: Sequence[str]) -> None:
     """Compares what decides the training now with what the run was started with."""
-    before, after = config.load(folder / "config.yaml"), config.to_run_config(compose_config(overrides))
+    before = config.load(folder / "config.yaml")
+    try:
+        after = config.to_run_config(compose_config(overrides))
+    except UserError as error:
+        raise UserError(f"{KEY}={folder}: with the overrides of that run: {error}") from error
     started, now = config.identity(before), config.identity(after)
     free = _free_to_change(folder, before, after)
     changed = [

@@ -34,8 +34,9 @@ def _check_folder(path: str) -> None:
     if not config.is_file():
         raise reject("model.path", path, "the folder has no config.json, so it is no checkpoint of transformers")
     try:
-        kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
-    except json.JSONDecodeError as error:
+        described = json.loads(config.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise reject("model.path", path, f"its config.json is not JSON ({error})") from error
+    kind = described.get("model_type") if isinstance(described, dict) else None
     if kind not in MODEL_TYPES:
         raise reject("model.path", path, f"is a {kind!r} checkpoint, not a Qwen3-VL ({' or '.join(MODEL_TYPES)})")

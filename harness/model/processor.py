@@ -65,9 +65,9 @@ def load_processor(config: Qwen3VLConfig) -> Processor:
     tokenizer, _ = load_tokenizer(config)
     try:
         image_processor = Qwen2VLImageProcessorPil.from_pretrained(path, revision=config.revision or "main")
-    except (OSError, ValueError) as error:
+        kind: Any = AutoConfig.from_pretrained(path, revision=config.revision, trust_remote_code=False)
+    except Exception as error:  # what stands in a damaged file meets transformers unchecked
         raise _not_loaded(config, error) from error
-    kind: Any = AutoConfig.from_pretrained(path, revision=config.revision, trust_remote_code=False)
     scaling = parse(config.rope_scaling, config.max_model_len)
     longest = None if scaling is None else scale(kind.text_config, scaling)
     if longest is not None:
@@ -92,13 +92,13 @@ def load_tokenizer(config: Qwen3VLConfig) -> tuple[Any, range]:
         tokenizer = AutoTokenizer.from_pretrained(
             resolve(config.path), revision=config.revision, trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the tokenizers package raises nothing narrower
         raise _not_loaded(config, error) from error
     return tokenizer, add_tokens(tokenizer, tokens)
 
 
 def _not_loaded(config: Qwen3VLConfig, error: Exception) -> UserError:
-    reason = str(error).splitlines()[0]
+    reason = (str(error) or type(error).__name__).splitlines()[0]
     return reject("model.path", config.path, f"no tokenizer and image processor can be loaded ({reason})")
 
 
@@ -115,10 +115,10 @@ def _video_settings(config: Qwen3VLConfig, path: str) -> dict[str, Any]:
         try:
             file = cached_file(path, name, revision=config.revision, _raise_exceptions_for_missing_entries=False)
             content = {} if file is None else _read(Path(file))
-        except (OSError, ValueError) as error:
+            found = dict(content.get("video_processor", found)) if name == _NESTED else content
+        except (OSError, ValueError, TypeError) as error:
             raise reject("model.path", config.path, f"{name} can not be read ({error})") from error
-        found = content.get("video_processor", found) if name == _NESTED else content
-    return dict(found)
+    return found
 
 
 def _update_nested(path: Path, image_settings: dict[str, Any], video_settings: dict[str, Any]) -> bool:

@@ -161,6 +161,6 @@ def _files(folder: Path) -> list[Path]:
         return [folder / _WHOLE]
     try:
         shards = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return [folder / name for name in sorted(set(shards))]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise OSError(f"{_INDEX} is damaged") from error
-    return [folder / name for name in sorted(set(shards))]

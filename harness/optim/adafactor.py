@@ -34,7 +34,7 @@ class AdafactorConfig(OptimConfig):
     beta1: float | None = None
     """Decay of a running mean of updates, in [0, 1). null: none, which saves a copy of what trains."""
     decay_rate: float = -0.8
-    """Exponent, below 0, of the step in 1 - t^decay_rate, the decay of the second moment; nearer 0 forgets sooner."""
+    """Exponent, in [-1, 0), of the step in 1 - t^decay_rate, the second moment's decay; nearer 0 forgets sooner."""
     clip_threshold: float = 1.0
     """Updates with a root mean square above this are scaled down to it; above 0."""
     scale_parameter: bool = False
@@ -45,8 +45,8 @@ class AdafactorConfig(OptimConfig):
         OptimConfig.__post_init__(self)
         if self.beta1 is not None:
             check_betas(("beta1", self.beta1))
-        if not -math.inf < self.decay_rate < 0:
-            raise reject("optim.decay_rate", self.decay_rate, "must be below 0")
+        if not -1 <= self.decay_rate < 0:
+            raise reject("optim.decay_rate", self.decay_rate, "must be in [-1, 0)")
         if not 0 < self.clip_threshold < math.inf:
             raise reject("optim.clip_threshold", self.clip_threshold, "must be above 0")
 

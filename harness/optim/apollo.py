@@ -46,6 +46,8 @@ class ApolloConfig(ProjectedConfig):
         ProjectedConfig.__post_init__(self)
         if self.norm_growth is not None and not 1 < self.norm_growth < math.inf:
             raise reject("optim.norm_growth", self.norm_growth, "must be above 1, or null for no limit")
+        if not 0 <= self.proj_seed < 2**32:
+            raise reject("optim.proj_seed", self.proj_seed, "must be 0 or more, and below 2**32")
 
 
 @register("optim", ApolloConfig)

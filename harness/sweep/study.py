@@ -4,18 +4,20 @@ A study is no config group: what it says of the sweep is no part of a run's conf
 override like those typed behind it, which win. So every sweeper reads it, and each trial's command stands alone.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness import compose, registry
 from harness.errors import UserError, reject
 from harness.trainer.standard import METRICS, badness
+from harness.yaml_file import read_yaml
 
 STUDIES = registry.CONF.parent / "sweeps"
 """The folder of shipped studies: beside conf/, in an installed wheel and in a checkout."""
@@ -128,12 +130,20 @@ def load(name: str) -> Study:
     path = Path(name) if name.endswith(".yaml") else STUDIES / f"{name}.yaml"
     if not path.is_file():
         raise reject(_KEY, name, f"no such study; known: {', '.join(names())}; or give the path of a .yaml file")
+    content = read_yaml(path)
+    if not isinstance(content, DictConfig):
+        raise UserError(f"{path}: holds no mapping of a study's keys")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         study = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Study), content, {"name": path.stem}))
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        assert isinstance(study, Study)
+        texts = [*study.base, *itertools.chain(*study.methods.values())]
+        if not all(isinstance(item, str) for item in texts):
+            raise UserError("base and methods hold overrides, texts of the form key=value")
+        compose.parse([*study.overrides([]), *texts])
+    except OmegaConfBaseException as error:
         raise UserError(f"{path}: {' '.join(str(error).splitlines()[:2])}") from error
-    assert isinstance(study, Study)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     return study
 
 

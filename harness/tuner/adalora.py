@@ -8,6 +8,7 @@ Deviations, both PEFT's: R is the mean over all P and Q of norms, not the sum of
 alpha / init_r as ranks fall. A run resumed with more steps deals out along the longer schedule.
 """
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -65,9 +66,9 @@ class AdaloraConfig(TargetedConfig):
         for key in ("beta1", "beta2"):
             if not 0 < getattr(self, key) < 1:
                 raise reject(f"tuner.{key}", getattr(self, key), "must be more than 0 and less than 1")
-        if self.orth_reg_weight < 0:
+        if not 0 <= self.orth_reg_weight < math.inf:
             raise reject("tuner.orth_reg_weight", self.orth_reg_weight, "must be 0 or more")
-        if self.alpha <= 0:
+        if not 0 < self.alpha < math.inf:
             raise reject("tuner.alpha", self.alpha, "must be more than 0")
         check_dropout(self.dropout)
 

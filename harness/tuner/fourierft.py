@@ -6,6 +6,7 @@ shape; each layer trains n_frequency values. Deviation: they start at zero, so t
 by a real transform, see `spectral.py`, which says what a step costs.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class FourierftConfig(TargetedConfig):
         TargetedConfig.__post_init__(self)
         if self.n_frequency < 1:
             raise reject("tuner.n_frequency", self.n_frequency, "must be 1 or more")
-        if self.scaling <= 0:
+        if not 0 < self.scaling < math.inf:
             raise reject("tuner.scaling", self.scaling, "must be more than 0")
         if not 0 <= self.random_loc_seed < 2**63:
             raise reject("tuner.random_loc_seed", self.random_loc_seed, "is a seed: 0 or more, below 2**63")

@@ -1,5 +1,6 @@
 """What LoRA and DoRA have beyond rank and scale: patterns of both, and LoRA+'s ratio of learning rates."""
 
+import math
 import re
 from dataclasses import dataclass, field
 
@@ -28,7 +29,7 @@ class LoraLikeConfig(LowRankConfig):
                     re.compile(pattern)
                 except re.error as error:
                     raise reject(f"tuner.{key}", pattern, f"is no regular expression ({error})") from error
-                if value <= 0:
+                if not 0 < value < math.inf:
                     raise reject(f"tuner.{key}.{pattern}", value, "must be more than 0")
-        if self.lora_plus_ratio is not None and self.lora_plus_ratio <= 0:
+        if self.lora_plus_ratio is not None and not 0 < self.lora_plus_ratio < math.inf:
             raise reject("tuner.lora_plus_ratio", self.lora_plus_ratio, "must be more than 0, or null for one rate")

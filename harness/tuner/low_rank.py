@@ -1,5 +1,6 @@
 """What every low-rank adapter has: rank, scale and dropout."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,7 +24,7 @@ class LowRankConfig(TargetedConfig):
         TargetedConfig.__post_init__(self)
         if self.rank < 1:
             raise reject("tuner.rank", self.rank, "must be 1 or more")
-        if self.alpha <= 0:
+        if not 0 < self.alpha < math.inf:
             raise reject("tuner.alpha", self.alpha, "must be more than 0")
         check_dropout(self.dropout)
 

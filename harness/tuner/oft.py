@@ -6,6 +6,7 @@ Deviation, OFTv2's too: the inverse is a Neumann series, cut off after `neumann_
 order of ||Q|| to that power; 0 solves exactly.
 """
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -49,7 +50,7 @@ class OftConfig(TargetedConfig):
         TargetedConfig.__post_init__(self)
         if self.block_size < 2:
             raise reject("tuner.block_size", self.block_size, "must be 2 or more")
-        if self.eps <= 0:
+        if not 0 < self.eps < math.inf:
             raise reject("tuner.eps", self.eps, "must be more than 0")
         if self.eps != _EPS and not self.coft:
             raise reject("tuner.eps", self.eps, "takes effect with tuner.coft=true only; leave it out")

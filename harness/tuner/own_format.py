@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -100,8 +101,31 @@ def save(folder: Path, config: InsertedConfig, modules: list[str], weights: dict
 
 def is_own(folder: Path) -> bool:
     """Returns whether a folder holds an adapter in this format."""
-    file = folder / CONFIG
-    return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("peft_type") == _TYPE
+    return (folder / CONFIG).is_file() and _described(folder).get("peft_type") == _TYPE
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    try:
+        described = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{folder / CONFIG}: damaged ({error})") from error
+    if not isinstance(described, dict):
+        raise UserError(f"{folder / CONFIG}: damaged (no JSON object)")
+    return described
+
+
+def _method(folder: Path, tuner: Any) -> tuple[Any, Callable[..., None]]:
+    """Returns the config of an adapter's method, checked against its schema, and what inserts it."""
+    name = tuner.get("name") if isinstance(tuner, dict) else None
+    if not isinstance(name, str) or name not in _METHODS:
+        raise UserError(f"{folder / CONFIG}: tuner.name={name}: known: {', '.join(_METHODS)}")
+    kind, insert = _METHODS[name]
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), tuner)), insert
+    except OmegaConfBaseException as error:
+        raise UserError(f"{folder / CONFIG}: {error.full_key} does not fit this version of the harness") from error
+    except UserError as error:
+        raise UserError(f"{folder / CONFIG}: {error}") from error
 
 
 def attach(model: PreTrainedModel, folder: Path | str) -> None:
@@ -112,23 +136,28 @@ def attach(model: PreTrainedModel, folder: Path | str) -> None:
         folder: What a run exported.
 
     Raises:
-        UserError: The folder holds no such adapter, or it was trained on another model.
+        UserError: The folder holds no such adapter, a damaged one, or it was trained on another model.
     """
     folder = Path(folder)
     if not is_own(folder):
         raise UserError(f"{folder}: no adapter in the harness's own format; PeftModel.from_pretrained loads PEFT's")
-    described = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    kind, insert = _METHODS[described["tuner"]["name"]]
+    described = _described(folder)
+    config, insert = _method(folder, described.get("tuner"))
+    modules = described.get("modules")
+    if not isinstance(modules, list) or not all(isinstance(name, str) for name in modules):
+        raise UserError(f"{folder / CONFIG}: modules={modules}: not a list of names")
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), described["tuner"]))
-    except OmegaConfBaseException as error:
-        raise UserError(f"{folder / CONFIG}: {error.full_key} does not fit this version of the harness") from error
-    weights, known = load_file(folder / WEIGHTS), {name for name, _ in model.named_modules()}
-    of = f"it is an adapter of {described['base_model_name_or_path']}"
-    if absent := [name for name in described["modules"] if name not in known]:
+        weights = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder / WEIGHTS}: damaged ({error})") from error
+    known, before = {name for name, _ in model.named_modules()}, {name for name, _ in model.named_parameters()}
+    of = f"it is an adapter of {described.get('base_model_name_or_path')}"
+    if absent := [name for name in modules if name not in known]:
         raise UserError(f"{folder}: the model has no {absent[0]}; {of}")
-    insert(model, config, described["modules"])
+    insert(model, config, modules)
     parameters = dict(model.named_parameters())
+    if lacking := sorted(parameters.keys() - before - weights.keys()):
+        raise UserError(f"{folder / WEIGHTS}: lacks {lacking[0]}")
     for name, value in weights.items():
         if name not in parameters or parameters[name].shape != value.shape:
             raise UserError(f"{folder}: {name} does not fit the model; {of}")

@@ -5,6 +5,7 @@ outputs parameters. b starts at zero, so the model starts unchanged. Layers of d
 A (rank x the most inputs) and one B (the most outputs x rank), as PEFT does; in the paper all layers have one shape.
 """
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -48,6 +49,8 @@ class VeraConfig(TargetedConfig):
             raise reject(
                 "tuner.d_initial", self.d_initial, "gives b no gradient, nor b = 0 any to d: nothing can train"
             )
+        if not 0 < self.d_initial < math.inf:
+            raise reject("tuner.d_initial", self.d_initial, "must be more than 0; the sign is b's to learn")
         check_dropout(self.dropout)
 
 

@@ -194,3 +194,19 @@ def test_sharing_otherwise_is_refused_where_steps_would_be_others(make_run, chan
     folder = make_run(*STARTED, *SHARING)
     with pytest.raises(UserError, match=reason):
         apply([f"trainer.resume={folder}", *changed])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("- `a`", r"overrides\.yaml: not readable as YAML"),
+        ("a: b", r"overrides\.yaml: holds no list of overrides"),
+        ("- [a]", r"overrides\.yaml: holds no list of overrides"),
+        ("- tuner.rnak=4", r"with the overrides of that run: tuner\.rnak=4: no such key"),
+    ],
+)
+def test_damaged_overrides_are_told_by_their_run(make_run, content, message):
+    folder = make_run(*STARTED)
+    (folder / ".hydra" / "overrides.yaml").write_text(content)
+    with pytest.raises(UserError, match=rf"{folder}.*{message}"):
+        apply([f"trainer.resume={folder}"])

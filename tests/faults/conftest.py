@@ -1,3 +1,4 @@
+import importlib
 import importlib.util
 import random
 import sys
@@ -22,6 +23,14 @@ def faults():
     import harness.experiment.train  # noqa: F401
 
     return module
+
+
+@pytest.fixture(scope="session")
+def scripts(faults):
+    """Imports a script of benchmarks/, which finds those beside it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FOLDER))
+        yield importlib.import_module
 
 
 @pytest.fixture(scope="session")

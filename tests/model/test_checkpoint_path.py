@@ -19,6 +19,12 @@ def test_wrong_folders_are_refused_with_the_reason(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="is not JSON"):
         resolve(str(tmp_path))
+    (tmp_path / "config.json").write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(UserError, match=r"is not JSON .*utf-8"):
+        resolve(str(tmp_path))
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(UserError, match="is a None checkpoint"):
+        resolve(str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(UserError, match="is a 'llama' checkpoint, not a Qwen3-VL"):
         resolve(str(tmp_path))

@@ -78,3 +78,19 @@ def test_video_settings_that_are_no_json_are_refused(checkpoint):
     (folder / OWN).write_text("[1]")
     with pytest.raises(UserError, match=r"model\.path=.*video_preprocessor_config\.json can not be read"):
         load_processor(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.json", '{"model": 3}'),
+        ("tokenizer_config.json", '{"unk_token": {}}'),
+        ("config.json", '{"model_type": "qwen3_vl", "vision_config": {"depth": {}}}'),
+        (NESTED, '{"image_processor": {}, "video_processor": 3}'),
+    ],
+)
+def test_a_damaged_file_is_told_by_its_checkpoint(checkpoint, name, content):
+    folder, config = checkpoint
+    (folder / name).write_text(content)
+    with pytest.raises(UserError, match=rf"model\.path={folder}: "):
+        load_processor(config)

@@ -123,8 +123,12 @@ def _cut(folder):
         (lambda folder: (folder / "model-00002-of-00002.safetensors").unlink(), "can not be read"),
         (lambda folder: (folder / "model.safetensors.index.json").write_text("{"), "index.json is damaged"),
         (lambda folder: (folder / "model.safetensors.index.json").write_text("[]"), "index.json is damaged"),
+        (
+            lambda folder: (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": 1, "b": "c"}}'),
+            "index.json is damaged",
+        ),
     ],
-    ids=["cut off", "missing", "no JSON", "no index"],
+    ids=["cut off", "missing", "no JSON", "no index", "no names"],
 )
 def test_files_that_can_not_be_read_are_named_when_the_model_is_made(sharded, spoil, reason):
     spoil(sharded)

@@ -80,6 +80,9 @@ def test_what_the_report_has_to_know_is_written(write, tmp_path):
         ({"seeds": [1, 1]}, "holds one twice"),
         ({"seeds": ["x"]}, r"own\.yaml: .*'x'.* could not be converted to Integer"),
         ({"axis": {}}, r"own\.yaml: .*axis"),
+        ({"base": ["tuner"]}, r"own\.yaml: tuner: not of the form key=value"),
+        ({"base": [["tuner=lora"]]}, r"own\.yaml: base and methods hold overrides, texts"),
+        ({"methods": {"a": ["tuner"]}}, r"own\.yaml: tuner: not of the form"),
     ],
 )
 def test_a_wrong_file_says_what_is_wrong(write, content, message):

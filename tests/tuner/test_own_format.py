@@ -3,12 +3,13 @@ import json
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import Qwen3VLForConditionalGeneration
 
 from harness import registry
 from harness.errors import UserError
 from harness.model.forward import supervised_logits
-from harness.tuner.own_format import CONFIG, attach, is_own
+from harness.tuner.own_format import CONFIG, WEIGHTS, attach, is_own
 
 REFT = ["tuner=reft", "tuner.prefix=2", "tuner.suffix=1", "tuner.layers=[0,2]"]
 
@@ -93,6 +94,10 @@ def test_a_folder_of_pefts_is_refused(make_tuned, make_plain, tmp_path):
             r"the model has no model\.lang\S+ers\.4; it is",
         ),
         (lambda d: d["tuner"].update(ranks=5), r"adapter_config\.json: ranks does not fit this version"),
+        (lambda d: d["tuner"].update(rank=0), r"adapter_config\.json: tuner\.rank=0"),
+        (lambda d: d["tuner"].update(name=[1]), r"adapter_config\.json: tuner\.name=\[1\]: known: adapter, reft"),
+        (lambda d: d.pop("tuner"), r"adapter_config\.json: tuner\.name=None: known"),
+        (lambda d: d.update(modules=3), r"adapter_config\.json: modules=3: not a list of names"),
     ],
 )
 def test_another_model_or_version_is_refused(make_trained, make_plain, tmp_path, change, message):
@@ -101,4 +106,19 @@ def test_another_model_or_version_is_refused(make_trained, make_plain, tmp_path,
     change(described)
     (folder / CONFIG).write_text(json.dumps(described))
     with pytest.raises(UserError, match=message):
+        attach(make_plain(), folder)
+
+
+def test_damaged_files_are_named_and_weights_that_are_absent(make_trained, make_plain, tmp_path):
+    folder = make_trained(*REFT).export(tmp_path)
+    weights = load_file(folder / WEIGHTS)
+    first = min(weights)
+    save_file({name: value for name, value in weights.items() if name != first}, folder / WEIGHTS)
+    with pytest.raises(UserError, match=rf"adapter_model\.safetensors: lacks {first}"):
+        attach(make_plain(), folder)
+    (folder / WEIGHTS).write_bytes(b"\xff" * 100)
+    with pytest.raises(UserError, match=r"adapter_model\.safetensors: damaged \("):
+        attach(make_plain(), folder)
+    (folder / CONFIG).write_text("{")
+    with pytest.raises(UserError, match=r"adapter_config\.json: damaged \("):
         attach(make_plain(), folder)

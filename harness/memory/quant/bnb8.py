@@ -7,6 +7,7 @@ Rows of x and W have a scale each. An input of which some entry is larger than `
 the identity.
 """
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,7 @@ class Bnb8Config(QuantConfig):
 
     def __post_init__(self) -> None:
         QuantConfig.__post_init__(self)
-        if self.threshold < 0:
+        if not 0 <= self.threshold < math.inf:
             raise reject("memory.quant.threshold", self.threshold, "must be more than 0, or 0 for none")
 
     def bytes_of(self, outputs: int, inputs: int, itemsize: int) -> int:

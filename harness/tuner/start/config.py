@@ -1,5 +1,6 @@
 """Settings of the starts that have any: `tuner.eva.*`, `tuner.corda.*`, `tuner.loftq.*`, `tuner.lora_ga.*`."""
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 
@@ -99,7 +100,7 @@ class LoraGaConfig:
 
     def __post_init__(self) -> None:
         _at_least_one("lora_ga", self, "batch_size", "iters", "max_length")
-        if self.gamma <= 0:
+        if not 0 < self.gamma < math.inf:
             raise reject("tuner.lora_ga.gamma", self.gamma, "must be more than 0")
         if self.scale is not Scale.stable and self.gamma != 16:
             raise reject("tuner.lora_ga.gamma", self.gamma, f"has no effect with scale={self.scale.name}; leave it out")
@@ -108,5 +109,5 @@ class LoraGaConfig:
 def _at_least_one(node: str, config: object, *keys: str) -> None:
     for key in keys:
         value = getattr(config, key)
-        if value is not None and value < 1:
+        if value is not None and not 1 <= value < math.inf:
             raise reject(f"tuner.{node}.{key}", value, "must be 1 or more")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -97,13 +97,17 @@ def _write(file: Path, settings: str, dtype: torch.dtype, start: Start) -> None:
 
 
 def _read(file: Path, settings: str) -> dict[str, Factors]:
-    with safe_open(file, framework="pt") as stored:
-        if stored.metadata()["settings"] != settings:
-            raise UserError(
-                f"{file}: the start of a run with other settings of its tuner; go on with those, or remove it"
-            )
-        layers: dict[str, dict[str, Tensor]] = {}
-        for key in stored.keys():  # noqa: SIM118 - no mapping
-            field, _, name = key.partition("/")
-            layers.setdefault(name, {})[field] = stored.get_tensor(key)
-    return {name: Factors(**fields) for name, fields in layers.items()}
+    layers: dict[str, dict[str, Tensor]] = {}
+    try:
+        with safe_open(file, framework="pt") as stored:
+            if (stored.metadata() or {}).get("settings") != settings:
+                remedy = "the start of a run with other settings of its tuner; go on with those, or remove it"
+                raise UserError(f"{file}: {remedy}")
+            for key in stored.keys():  # noqa: SIM118 - no mapping
+                field, _, name = key.partition("/")
+                layers.setdefault(name, {})[field] = stored.get_tensor(key)
+        return {name: Factors(**fields) for name, fields in layers.items()}
+    except (OSError, SafetensorError, TypeError) as error:
+        raise UserError(
+            f"{file}: damaged ({error}); its run can not go on, remove checkpoints/ to begin anew"
+        ) from error

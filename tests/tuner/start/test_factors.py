@@ -3,6 +3,7 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from harness.errors import UserError
 from harness.tuner.start.factors import Factors, kept
@@ -57,3 +58,17 @@ def test_the_start_of_other_settings_is_refused(outlook):
     kept(outlook, "rank 8", torch.float32, lambda: LAYERS)
     with pytest.raises(UserError, match="the start of a run with other settings of its tuner"):
         kept(outlook, "rank 4", torch.float32, lambda: LAYERS)
+
+
+@pytest.mark.parametrize("change", [lambda content: content[:50], lambda content: content[:8] + b"[" + content[9:]])
+def test_a_damaged_start_is_told_by_its_file(outlook, change):
+    kept(outlook, "rank 8", torch.float32, lambda: LAYERS)
+    outlook.start_file.write_bytes(change(outlook.start_file.read_bytes()))
+    with pytest.raises(UserError, match=r"start\.safetensors: damaged \("):
+        kept(outlook, "rank 8", torch.float32, lambda: LAYERS)
+
+
+def test_a_file_without_settings_is_no_start_of_this_run(outlook):
+    save_file({"A_RD/layer": torch.ones(2, 3)}, outlook.start_file)
+    with pytest.raises(UserError, match="the start of a run with other settings"):
+        kept(outlook, "rank 8", torch.float32, lambda: LAYERS)
