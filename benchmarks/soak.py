@@ -98,10 +98,11 @@ def soak(minutes: float, interval_s: float = 2.0, skip: float = 0.1) -> dict[str
         "samples": len(samples),
         "steps": steps,
         "validations": sum('"val/loss"' in line for line in lines),
-        "saves": steps // SAVE_EVERY,
+        "saves_due": steps // SAVE_EVERY,
+        "saves": summary["saves"]["saved"],
         "ten_hours": {"steps": int(36000 / STEP_S), "saves": int(36000 / STEP_S / EVERY)},
         **found,
-        "ok": all(is_flat(name, found[name]) for name in ROOM),
+        "ok": all(is_flat(name, found[name]) for name in ROOM) and summary["saves"]["saved"] >= steps // SAVE_EVERY,
     }
 
 
