@@ -187,9 +187,9 @@ def _soak_row(found: dict[str, Any]) -> tuple[str, ...]:
     memory, real = found["rss_mib"], found["ten_hours"]
     held = ", ".join(f"{found[name]['first']:.0f} to {found[name]['last']:.0f} {name}" for name in ("files", "threads"))
     return (
-        f"{found['minutes']:.0f} minutes of tiny steps in one process: {found['steps']:,} steps, {found['validations']:,} "
-        f"validations and as many checkpoints due (ten hours of a real run: {real['steps']:,} steps, {real['saves']} "
-        "of each)",
+        f"{found['minutes']:.0f} minutes of tiny steps in one process: {found['steps']:,} steps, "
+        f"{found['validations']:,} validations and as many checkpoints due (ten hours of a real run: "
+        f"{real['steps']:,} steps, {real['saves']} of each)",
         "memory, open files and threads flat",
         f"first to last tenth: {memory['first']:.1f} to {memory['last']:.1f} MiB resident, {held}; "
         f"{memory['slope_per_hour']:.1f} MiB an hour",
