@@ -94,7 +94,7 @@ def others(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
             command = [f"benchmarks/{script}", *arguments]
             subprocess.run([sys.executable, *command, "--out", file.name], cwd=ROOT)
             figures = json.loads(Path(file.name).read_text(encoding="utf-8"))
-        yield name, figures | {"command": _command(command), "environment": environment("")}
+        yield name, figures | {"command": _command([*command, "--out FILE"]), "environment": environment("")}
 
 
 def _command(arguments: list[str]) -> str:
@@ -187,10 +187,12 @@ def _soak_row(found: dict[str, Any]) -> tuple[str, ...]:
     memory, real = found["rss_mib"], found["ten_hours"]
     held = ", ".join(f"{found[name]['first']:.0f} to {found[name]['last']:.0f} {name}" for name in ("files", "threads"))
     return (
-        f"ten hours of training simulated: {found['steps']:,} steps, {found['validations']:,} validations and "
-        f"{found['saves']:,} checkpoints in one process (a real run: {real['steps']:,} and {real['saves']})",
+        f"{found['minutes']:.0f} minutes of tiny steps in one process: {found['steps']:,} steps, "
+        f"{found['validations']:,} validations and as many checkpoints due (ten hours of a real run: "
+        f"{real['steps']:,} steps, {real['saves']} of each)",
         "memory, open files and threads flat",
-        f"first to last tenth: {memory['first']:.1f} to {memory['last']:.1f} MiB resident, {held}",
+        f"first to last tenth: {memory['first']:.1f} to {memory['last']:.1f} MiB resident, {held}; "
+        f"{memory['slope_per_hour']:.1f} MiB an hour",
         "not measured",
     )
 
