@@ -40,20 +40,22 @@ def gradients(tuned, batches):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("choice", "policy", "programs"),
+    ("choice", "policy", "hooked", "programs"),
     [
         # The first decoder layer, whose input needs no gradient under an adapter, the others, the ViT's blocks, and
         # the gradient of logits where the head is frozen.
-        ("tuner=lora", "none", {4}),
-        ("tuner=dora", "none", {4}),
-        ("tuner=full", "none", {2}),
-        ("tuner=lora", "selective", {4}),
+        ("tuner=lora", "none", False, {4}),
+        ("tuner=dora", "none", False, {4}),
+        ("tuner=full", "none", False, {2}),
+        ("tuner=lora", "selective", False, {4}),
         # torch 2.11 computes again with other guards than it computed with.
-        ("tuner=lora", "full", {4, 6}),
+        ("tuner=lora", "full", False, {4, 6}),
+        ("tuner=lora", "none", True, {4}),
+        ("tuner=full", "full", True, {2}),
     ],
 )
 def test_equal_blocks_share_a_program_that_computes_the_same(
-    make_tuned, make_config, make_batch, counter, choice, policy, programs
+    make_tuned, make_config, make_batch, counter, choice, policy, hooked, programs
 ):
     # Compiled dropout draws other numbers.
     still = [] if choice == "tuner=full" else ["tuner.dropout=0"]
@@ -62,7 +64,7 @@ def test_equal_blocks_share_a_program_that_computes_the_same(
     tuned.model.train()
     losses, grads = gradients(tuned, batches)
     grads = {name: grad.clone() for name, grad in grads.items()}
-    compiled.compile_blocks(tuned.base, one_length=False)
+    compiled.compile_blocks(tuned.base, one_length=False, hooked=hooked)
     found, found_grads = gradients(tuned, batches)
     torch.testing.assert_close(found, losses)
     assert found_grads.keys() == grads.keys()
@@ -88,10 +90,11 @@ def test_models_of_the_same_settings_share_programs_and_others_do_not(make_tuned
     assert counts == [(False, blocks), (True, blocks)] + [(False, 2 * blocks - 1)] + [(True, 2 * blocks - 1)] * 2
 
 
-def test_validation_runs_blocks_as_they_are(make_tuned, make_batch, monkeypatch):
+@pytest.mark.parametrize("hooked", [False, True])
+def test_validation_runs_blocks_as_they_are(make_tuned, make_batch, monkeypatch, hooked):
     tuned = make_tuned("tuner=lora")
     monkeypatch.setattr(torch, "compile", lambda *_, **__: lambda *_, **__: pytest.fail("compiled"))
-    compiled.compile_blocks(tuned.base, one_length=True)
+    compiled.compile_blocks(tuned.base, one_length=True, hooked=hooked)
     tuned.model.eval()
     with torch.inference_mode():
         supervised_loss(tuned.base, make_batch(0))
