@@ -15,7 +15,7 @@ from harness.registry import CONF
 from tests.logging.test_wandb import KEY, FakeServer, home, server  # noqa: F401 - fixtures
 
 ROOT = CONF.parent
-SWEEP = ROOT / "sweeps" / "wandb" / "rank_lr.yaml"
+SWEEP = ROOT / "sweeps" / "wandb_agent" / "rank_lr.yaml"
 QUICK = ["trainer.max_steps=1", "trainer.val_at_start=false", "trainer.accelerator=cpu", "data.train_rows=16"]
 
 
