@@ -152,7 +152,10 @@ def check(one_process, on_two, figures):
         before, after = load_file(one.path / name), load_file(two.path / name)
         assert before.keys() == after.keys()
         for key, value in before.items():
-            torch.testing.assert_close(after[key], value, atol=2e-4, rtol=1e-3, msg=key)
+            # A bias of keys shifts all scores of a query alike, but for the rotation: what little gradient it has is
+            # rounding for the most part, which Adam scales up to whole steps.
+            tolerance = 1e-3 if key.endswith("qkv.bias") else 2e-4
+            torch.testing.assert_close(after[key], value, atol=tolerance, rtol=1e-3, msg=key)
         summary = two.read_summary()
         size = sum(path.stat().st_size for path in (two.checkpoints / "step_20").rglob("*") if path.is_file())
         # A sharded checkpoint has about 1.4 kB beside each tensor of each process, DeepSpeed the weights once more;
