@@ -27,6 +27,12 @@ class Outcome:
     """`resource.struct_rusage` of the process and its children."""
 
 
+def environment() -> dict[str, str]:
+    """Returns this process's environment, in which Python finds this checkout first."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path}
+
+
 def run_harness(overrides: Sequence[str], folder: Path, limit_s: float, env: Mapping[str, str]) -> Outcome:
     """Runs one trial in its folder, ended after so many seconds; the log lies beside it.
 
@@ -38,7 +44,6 @@ def run_harness(overrides: Sequence[str], folder: Path, limit_s: float, env: Map
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     start = ["timeout", str(limit_s), sys.executable, "-m", "harness"]
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     log = folder.with_suffix(".log")
     with open(log, "w", encoding="utf-8") as output:
         process = subprocess.Popen(
@@ -46,7 +51,7 @@ def run_harness(overrides: Sequence[str], folder: Path, limit_s: float, env: Map
             cwd=ROOT,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": path, **env},
+            env={**environment(), **env},
         )
         _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)

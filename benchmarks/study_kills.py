@@ -11,7 +11,6 @@ the leaderboard. Overrides behind `--` go to both. Exit code 1 where anything di
 import argparse
 import csv
 import json
-import os
 import random
 import shutil
 import subprocess
@@ -21,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from process import ROOT
+from process import ROOT, environment
 from tables import read_json, split_arguments
 
 SAME = ("status", "config_hash", "seed", "steps", "tokens", "train_loss", "val", "best", "data")
@@ -32,12 +31,9 @@ TIMED = ("sweep", "wall_time", "hours", "per_s", "gib", "command")
 
 def start(study: str, folder: Path, more: Sequence[str]) -> "subprocess.Popen[bytes]":
     """Starts a study in its folder, or goes on with it."""
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = ["-m", "harness", "-m", f"+sweep={study}", "hydra/launcher=pool", f"hydra.sweep.dir={folder}", *more]
     with open(folder.with_suffix(".log"), "ab") as log:
-        return subprocess.Popen(
-            [sys.executable, *command], cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, stdout=log, stderr=log
-        )
+        return subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment(), stdout=log, stderr=log)
 
 
 def trials(folder: Path) -> dict[str, dict[str, Any]]:
@@ -48,9 +44,8 @@ def trials(folder: Path) -> dict[str, dict[str, Any]]:
 
 def report(folder: Path) -> list[dict[str, str]]:
     """Returns the rows of a study's report, without what differs from run to run."""
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "harness.report", "--no-pictures", str(folder)]
-    subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, cwd=ROOT, env=environment(), check=True, stdout=subprocess.DEVNULL)
     with open(folder / "report.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     return [{key: value for key, value in row.items() if not any(word in key for word in TIMED)} for row in rows]

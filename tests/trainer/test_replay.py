@@ -44,30 +44,12 @@ RANK = """
 import json, os, sys
 import pytest
 sys.path.insert(0, sys.argv[1])
+import in_rank
 import test_replay as here
-from harness import registry
-from harness.compose import compose_config
-from harness.config import to_run_config
-from harness.model.processor import load_processor
-from harness.tuner.outlook import Outlook
-
-registry.load()
-
-
-def make_config(*overrides):
-    return to_run_config(compose_config(overrides))
-
-
-def make_tuned(*overrides):
-    config = make_config(*overrides)
-    loaded = registry.build("model", config.model)
-    policy = registry.build("freeze", config.freeze, loaded.model)
-    return registry.build("tuner", config.tuner, loaded, policy, Outlook(3, None, None, None))
-
 
 here.modules.token_losses = injected = here.Fails({3} if os.environ["LOCAL_RANK"] == "1" else (), backward=True)
 choice = ("trainer.devices=2", "trainer.accelerator=cpu", "trainer.oom_replay=true", here.EXACT)
-run = here.Run(make_config, make_tuned, load_processor(make_config().model), *choice)
+run = in_rank.build(here.Run, *choice)
 print(json.dumps([run.curve, run.totals.oom_replays, injected.rows]))
 """
 

@@ -38,31 +38,13 @@ RANK = """
 import json, os, sys
 import pytest
 sys.path.insert(0, sys.argv[1])
+import in_rank
 import test_skip as here
-from harness import registry
-from harness.compose import compose_config
-from harness.config import to_run_config
-from harness.model.processor import load_processor
-from harness.tuner.outlook import Outlook
-
-registry.load()
-
-
-def make_config(*overrides):
-    return to_run_config(compose_config(overrides))
-
-
-def make_tuned(*overrides):
-    config = make_config(*overrides)
-    loaded = registry.build("model", config.model)
-    policy = registry.build("freeze", config.freeze, loaded.model)
-    return registry.build("tuner", config.tuner, loaded, policy, Outlook(4, None, None, None))
-
 
 if os.environ["LOCAL_RANK"] == "1":
     here.modules.token_losses = here.Poisoned({2 * here.BAD})
 choice = ("trainer.devices=2", "trainer.accelerator=cpu", *sys.argv[2:])
-run = here.Run(make_config, make_tuned, load_processor(make_config().model), *choice)
+run = in_rank.build(here.Run, *choice)
 print(json.dumps([run.moved, run.finite, float(sum(value.double().sum() for value in run.states[-1]))]))
 """
 
