@@ -11,12 +11,12 @@ from harness.errors import UserError, reject
 from harness.experiment.rank import global_rank
 from harness.trainer import manifest
 from harness.trainer.checkpoint import FILE, number_of
+from harness.trainer.durable import sync
 from harness.tuner.tuned import Tuned
 
 log = logging.getLogger(__name__)
 
 KEY = "trainer.weights_from"
-START = "start.safetensors"
 
 
 def find(named: str) -> Path:
@@ -47,12 +47,14 @@ def take_start(checkpoint: Path, checkpoints: Path) -> None:
         checkpoint: The other run's.
         checkpoints: This run's folder of them.
     """
-    source, target = checkpoint.parent / START, checkpoints / START
+    source = checkpoint.resolve() / manifest.START
+    target = checkpoints / source.name
     if global_rank() > 0 or not source.is_file() or target.is_file():
         return
     checkpoints.mkdir(parents=True, exist_ok=True)
-    stage = target.with_name(f".{START}.{os.getpid()}")
+    stage = target.with_name(f".{target.name}.{os.getpid()}")
     shutil.copyfile(source, stage)
+    sync(stage)
     os.replace(stage, target)
 
 
