@@ -8,6 +8,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from harness.errors import UserError
 
+UNREADABLE = (ValueError, TypeError, AttributeError, LookupError, RecursionError, yaml.YAMLError, OmegaConfBaseException)
+"""What PyYAML and OmegaConf raise on a broken file: the constructors of tags (`!!bool maybe`) check nothing."""
+
 _MAX_NODES = 100_000
 """Values, with what anchors repeat: ten anchors, each a list of nine of the one before, are a billion."""
 
@@ -23,7 +26,7 @@ def read_yaml(path: Path) -> DictConfig | ListConfig:
         raise UserError(f"{path}: holds neither a mapping nor a list")
     try:
         return OmegaConf.create(text)
-    except (ValueError, TypeError, yaml.YAMLError, OmegaConfBaseException) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path}: not readable as YAML ({first_line(error)})") from error
 
 

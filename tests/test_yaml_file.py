@@ -17,6 +17,7 @@ BOMB = "a0: &a0 [x, x]\n" + "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] *
         (b"\xff", "not readable as YAML .*utf-8"),
         ("a: `b`", "not readable as YAML .*cannot start any token"),
         ("a: 1\na: 2", "not readable as YAML"),
+        *((f"a: !!{tag}", "not readable as YAML") for tag in ("timestamp x", "bool maybe", "int ''", "float _")),
         ("", "neither a mapping nor a list"),
         ("3", "neither a mapping nor a list"),
     ],

@@ -11,6 +11,7 @@ import numpy as np
 import yaml
 
 from harness.report.trial import Curve, Items
+from harness.yaml_file import UNREADABLE
 
 POINTS = 80
 """Rows of metrics.jsonl that are read for a training curve; of more, evenly many are left out."""
@@ -32,7 +33,7 @@ def read_yaml(path: Path) -> Any:
     try:
         # The C parser is ten times as fast, and not in every build of PyYAML.
         return yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, *UNREADABLE):
         return None
 
 
