@@ -46,7 +46,7 @@ from harness.memory.fitting import plan_ahead
 from harness.memory.precision import checked_precision
 from harness.memory.resolve import Resolved, resolve, room_gib
 from harness.memory.strategy.parallel import Parallel, Ranks
-from harness.model.compiled import compile_blocks, graph_breaks, graph_settings, will_compile
+from harness.model.compiled import compile_blocks, forget_counts, graph_breaks, graph_settings, will_compile
 from harness.model.loading import Loaded, text_config
 from harness.model.prequantized import check_tuner
 from harness.model.processor import Processor, load_processor
@@ -96,6 +96,7 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
     device = training_device(config.trainer, local_rank())
     syncs = sync_counter(config.trainer.debug_syncs, "gpu" if device.type == "cuda" else "cpu")
     lightning.seed_everything(config.seed, verbose=False)
+    forget_counts()
     checkpointer = _checkpointer(folder, config)
     if (sharers := config.memory.sequence_parallel) > 1:
         check_heads(text_config(config.model), sharers)

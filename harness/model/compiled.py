@@ -140,7 +140,7 @@ def _compiled(function: Callable[..., Tensor], varying: int | None) -> Callable[
 
 
 def graph_breaks() -> dict[str, int]:
-    """Returns the reasons for which compiled blocks fell back to Python so far, and how often; imports no compiler."""
+    """Returns the reasons for which compiled blocks fell back to Python, and how often; imports no compiler."""
     dynamo = sys.modules.get("torch._dynamo.utils")
     return {} if dynamo is None else dict(dynamo.counters["graph_break"])
 
@@ -152,6 +152,6 @@ def forget_programs() -> None:
 
 
 def forget_counts() -> None:
-    """Begins anew to count graphs and graph breaks."""
+    """Begins anew to count graphs and graph breaks, of which a process may have had other runs' before."""
     if "torch._dynamo" in sys.modules:
         torch._dynamo.utils.counters.clear()

@@ -60,9 +60,7 @@ class Worker:
     def run(self, order: Order) -> int:
         """Runs a trial and returns its exit code."""
         from harness.experiment.trial import run_in
-        from harness.model.compiled import forget_counts
 
-        forget_counts()
         startup = Startup(order.started, {"trials_before": self.num_done, "weights_gib": 0.0, "compiled": False})
         with _put_back():
             code = run_in(RunFolder(Path(order.folder)), startup, self.kept)
@@ -77,6 +75,7 @@ class Worker:
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
+            torch.cuda.set_per_process_memory_fraction(1.0)
         return not self.kept.holds_model
 
 

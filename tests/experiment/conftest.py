@@ -1,6 +1,7 @@
 import logging
 
 import pytest
+import torch
 
 from harness import config, registry
 from harness.compose import compose_config
@@ -36,4 +37,6 @@ def run(tmp_path):
         config.save(compose_config([*QUICK, *digits, *overrides]), folder.config)
         return folder, trial.main([str(folder.path)])
 
-    return start
+    yield start
+    if torch.cuda.is_initialized():  # memory.budget_gib holds for a process
+        torch.cuda.set_per_process_memory_fraction(1.0)

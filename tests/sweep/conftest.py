@@ -22,10 +22,11 @@ class Sweep:
 
     def start(self, *arguments, **environment):
         own = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+        path = os.pathsep.join([str(ROOT), *filter(None, [own.get("PYTHONPATH")])])
         return subprocess.Popen(
             [sys.executable, str(COMMAND), "-m", f"hydra.sweep.dir={self.folder}", *arguments],
             cwd=self.cwd,
-            env={**own, "PYTHONPATH": str(ROOT), **environment},
+            env={**own, "PYTHONPATH": path, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

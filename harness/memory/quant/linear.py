@@ -97,8 +97,11 @@ class QuantLinear(nn.Linear):
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.dtype
         with torch.autocast(kind, enabled=False):
-            rows = x.reshape(-1, x.shape[-1])
-            y_TE = _Product.apply(rows, self.codec, self.compute_dtype or dtype, self.weight_data, *self.side)
+            rows, product_dtype = x.reshape(-1, x.shape[-1]), self.compute_dtype or dtype
+            if rows.requires_grad and torch.is_grad_enabled():
+                y_TE = _Product.apply(rows, self.codec, product_dtype, self.weight_data, *self.side)
+            else:  # Dynamo takes `ctx` for an argument too many, of as many tensors as some codecs have.
+                y_TE = self.codec.product(rows.to(product_dtype), (self.weight_data, *self.side), product_dtype)
             y = y_TE.view(*x.shape[:-1], y_TE.shape[-1]).to(dtype)
             return y if self.bias is None else y + self.bias.to(dtype)
 
@@ -136,8 +139,6 @@ class _Product(torch.autograd.Function):
         """Returns dy W, (T, D)."""
         tensors = ctx.saved_tensors  # Once: checkpointing refuses a second look.
         nothing = (None,) * (2 + len(tensors))
-        if not ctx.needs_input_grad[0]:
-            return None, *nothing
         weight_ED = ctx.codec.weight(tensors, ctx.dtype, grad_TE)
         return (grad_TE.to(ctx.dtype) @ weight_ED).to(ctx.x_dtype), *nothing
 
