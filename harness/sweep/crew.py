@@ -5,10 +5,11 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import HydraContext
@@ -21,8 +22,7 @@ from harness.experiment.launch import Task
 from harness.sweep.console import Progress, outlook, resolution
 from harness.sweep.folder import SweepFolder
 from harness.sweep.places import Places, visible_gpus
-from harness.sweep.pool import Ended, Pool
-from harness.sweep.slurm_queue import SlurmQueue
+from harness.sweep.pool import Ended
 from harness.sweep.trial import Trial, prepare
 from harness.trainer.standard import Accelerator
 
@@ -43,6 +43,28 @@ class Share:
     """Trials run on other machines, where they may be stopped and started without a word from here."""
 
 
+class Runner(Protocol):
+    """What runs trials: `Pool` here, or a queue of a cluster."""
+
+    def __len__(self) -> int:
+        """Returns how many it has."""
+
+    def start(self, trial: Trial, variables: Mapping[str, str], output: Path | None) -> None:
+        """Starts a trial whose folder is ready."""
+
+    def adopt(self, trial: Trial) -> bool:
+        """Takes over a trial that an earlier start left running, and says whether there is one."""
+
+    def poll(self) -> list[Ended]:
+        """Returns the trials that ended since the last look."""
+
+    def stop(self, number: int, trial: Trial | None = None) -> None:
+        """Hands a signal to a trial, or to all."""
+
+    def kill(self) -> None:
+        """Kills all at once."""
+
+
 @dataclass(slots=True)
 class Crew:
     """The trials of one sweep and the processes that run them."""
@@ -52,7 +74,7 @@ class Crew:
     """Of the multirun, with Hydra's node."""
     task: Task
     share: Share
-    pool: Pool | SlurmQueue
+    pool: Runner
     sweep: SweepFolder
     trials: dict[str, Trial] = field(default_factory=dict, init=False)
     """By identity."""

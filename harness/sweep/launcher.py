@@ -1,4 +1,4 @@
-"""`hydra/launcher=serial` and `pool`: Hydra's seam to the processes of a sweep.
+"""`hydra/launcher=serial`, `pool`, `slurm` and `ray`: Hydra's seam to the processes of a sweep.
 
 Hydra's own launcher runs trials inside its process, one after the other. Here each is a process of its own on a frozen
 config, known by what it computes: in a folder that was swept before, those that are over are not started, and those
@@ -16,10 +16,11 @@ from omegaconf import DictConfig
 
 from harness.errors import ends_on_mistake
 from harness.experiment.launch import Task, monitored
-from harness.sweep.crew import Crew, Share, open_sweep
+from harness.sweep.crew import Crew, Runner, Share, open_sweep
 from harness.sweep.folder import SweepFolder
-from harness.sweep.plugin import SlurmConf, adopt, check_positive
+from harness.sweep.plugin import RayConf, SlurmConf, adopt, check_positive
 from harness.sweep.pool import Pool
+from harness.sweep.ray_queue import RayQueue, connect
 from harness.sweep.slurm_queue import SlurmQueue, check
 from harness.sweep.trial import Trial
 
@@ -42,7 +43,7 @@ class PoolLauncher(Launcher):
             share, pool = self.where(sweep)
             self.crew = Crew(hydra_context, config, task_function, share, pool, sweep)
 
-    def where(self, sweep: SweepFolder) -> tuple[Share, Pool | SlurmQueue]:
+    def where(self, sweep: SweepFolder) -> tuple[Share, Runner]:
         """Returns how trials share what there is, and what runs them.
 
         Raises:
@@ -74,7 +75,7 @@ class SlurmLauncher(PoolLauncher):
         self.options = SlurmConf(**options)
         self.crew: Crew
 
-    def where(self, sweep: SweepFolder) -> tuple[Share, Pool | SlurmQueue]:
+    def where(self, sweep: SweepFolder) -> tuple[Share, Runner]:
         """Returns the queue.
 
         Raises:
@@ -82,6 +83,24 @@ class SlurmLauncher(PoolLauncher):
         """
         check(self.options)
         return Share(jobs=self.options.max_parallel, elsewhere=True), SlurmQueue(self.options, sweep.path)
+
+
+class RayLauncher(PoolLauncher):
+    """Hands trials to a Ray cluster and waits for them."""
+
+    def __init__(self, **options: Any) -> None:
+        """Args: as in `RayConf`."""
+        self.options = RayConf(**options)
+        self.crew: Crew
+
+    def where(self, sweep: SweepFolder) -> tuple[Share, Runner]:
+        """Returns the queue.
+
+        Raises:
+            UserError: There is no cluster, or an option is out of range.
+        """
+        connect(self.options)
+        return Share(jobs=self.options.max_parallel, elsewhere=True), RayQueue(self.options)
 
 
 def _returned(overrides: Sequence[str], trial: Trial | None) -> JobReturn:
@@ -95,3 +114,4 @@ def _returned(overrides: Sequence[str], trial: Trial | None) -> JobReturn:
 adopt(PoolLauncher)
 adopt(SerialLauncher)
 adopt(SlurmLauncher)
+adopt(RayLauncher)

@@ -89,6 +89,28 @@ class SlurmConf:
 
 
 @dataclass(kw_only=True, slots=True)
+class RayConf:
+    """`hydra/launcher=ray`: each trial a task of a Ray cluster, on whichever node has room."""
+
+    _target_: str = f"{_MODULE}.RayLauncher"
+    address: str | None = None
+    """Of the cluster, as in `ray.init`; null: RAY_ADDRESS, or the one of this machine; local: one for this sweep."""
+    gpus: float | None = None
+    """GPUs of a trial, less than 1 to share one; null: trainer.devices, none with trainer.accelerator=cpu or in a
+    cluster without GPUs."""
+    cpus: int | None = None
+    """Cores of a trial; null: one for each of its processes."""
+    memory_gib: float | None = None
+    """Host memory that a node must have left for a trial."""
+    resources: dict[str, float] = field(default_factory=dict)
+    """Further ones of the cluster: `{accelerator_type:H100: 0.001}`."""
+    max_parallel: int | None = None
+    """Trials that run at a time, at most."""
+    retries: int = 3
+    """How often a trial whose node or worker is lost is started again, to go on from its checkpoint."""
+
+
+@dataclass(kw_only=True, slots=True)
 class GridConf:
     """`hydra/sweeper=grid`: every combination of the values given, of every arm of a study."""
 
@@ -155,6 +177,7 @@ for _group, _name, _node in (
     ("hydra/launcher", "serial", SerialConf),
     ("hydra/launcher", "pool", PoolConf),
     ("hydra/launcher", "slurm", SlurmConf),
+    ("hydra/launcher", "ray", RayConf),
     ("hydra/sweeper", "grid", GridConf),
     ("hydra/sweeper", "optuna", OptunaConf),
 ):

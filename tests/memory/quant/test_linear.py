@@ -22,7 +22,7 @@ def test_a_checkpointed_layer_has_the_gradient_of_its_matrix():
 @pytest.mark.parametrize("trained", [False, True], ids=["no gradient", "gradient"])
 @pytest.mark.parametrize("tensors", [2, 3])
 def test_compiles_whole_in_the_first_layer_too(tensors, trained):
-    """Dynamo counts the arguments of an autograd function where no gradient flows, and two tensors were one too many."""
+    """Where no gradient flows, dynamo counts the arguments of an autograd function: two tensors were one too many."""
     values, zero = torch.randint(16, (8, 12)), torch.rand(8, 1) if tensors == 3 else None
     layer = QuantLinear(grouped(values, torch.rand(8, 1), zero, 4, (8, 12)), (8, 12), None, torch.float32)
     x = torch.randn(3, 12, requires_grad=trained)
