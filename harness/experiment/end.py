@@ -49,7 +49,7 @@ def write_end(folder: RunFolder, config: RunConfig, status: str, reason: str, st
         config: The run's config.
         status: failed, diverged, preempted or out_of_memory.
         reason: What ended it.
-        started: `time.time()` at the start of the process.
+        started: `time.monotonic()` at the start of the process.
     """
     write_json(folder.summary, figures(folder, config, status, started) | {"error": reason})
     folder.write_status(state=status, exit_reason=reason)
@@ -63,5 +63,5 @@ def figures(folder: RunFolder, config: RunConfig, status: str, started: float) -
         "config_hash": config_hash(config),
         "seed": config.seed,
         "steps": rows[-1]["step"] if rows else 0,
-        "wall_time_s": time.time() - started,
+        "wall_time_s": time.monotonic() - started,
     }

@@ -160,7 +160,7 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
         module.meter.syncs = syncs
         module.meter.peaks = peaks(device, precision, config.trainer.measure_peak)
         evaluator = _evaluator(folder, config, data, processor)
-        cache = open_feature_cache(config, data, tuned, precision, device, startup.started)
+        cache = open_feature_cache(config, data, tuned, precision, device)
         if cache is not None:
             stack.callback(close_feature_cache, cache, data, tuned)
         if cacheable:

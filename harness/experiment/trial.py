@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 def main(arguments: list[str]) -> int:
     """Runs the trial in a folder and returns the exit code; the last line on stdout names the folder."""
-    startup = Startup(float(arguments[1]) if len(arguments) > 1 else time.time())
+    startup = Startup(float(arguments[1]) if len(arguments) > 1 else time.monotonic())
     is_rank = arguments[2:] == [AS_RANK]
     end_with_parent(signal.SIGKILL if is_rank else signal.SIGTERM)
     registry.load()
