@@ -34,12 +34,12 @@ from harness.experiment.restore import (
 )
 from harness.experiment.result import end_hung, print_result, trainable_table, write_success
 from harness.experiment.startup import Phase, Startup
-from harness.logging.metrics import MetricsFile
+from harness.logging.metrics import MetricsFile, read
 from harness.logging.plot import plot_curves
 from harness.logging.progress import Progress
 from harness.logging.run_info import RunInfo
 from harness.logging.setup import setup_logging
-from harness.logging.tracker import finish
+from harness.logging.tracker import finish, log_row
 from harness.memory.config import AUTO
 from harness.memory.first_device import first_device
 from harness.memory.fitting import plan_ahead
@@ -286,10 +286,12 @@ def _evaluator(folder: RunFolder, config: RunConfig, data: DataModule, processor
 
 
 def _recorder(folder: RunFolder, config: RunConfig, data: DataModule, check: LossCheck, stack: ExitStack) -> Recorder:
-    """Opens metrics.jsonl, cut back to where the run goes on, and its views."""
+    """Opens metrics.jsonl, cut back to where the run goes on, and its views, which are given what it holds."""
     loggers = build("logging", config.logging, _run_info(folder, config, data.start_step))
     file = stack.enter_context(MetricsFile(folder.metrics))
     file.truncate_after(data.start_step or -1)
+    for row in read(folder.metrics):
+        log_row(loggers, row)
     drop_after(folder.predictions, data.start_step or -1)
     progress = stack.enter_context(Progress(data.total_steps, data.start_step))
     sharers = config.memory.sequence_parallel
@@ -315,7 +317,6 @@ def _run_info(folder: RunFolder, config: RunConfig, start_step: int) -> RunInfo:
         group=folder.group,
         tags=[Path(config.model.path).name, config.tuner.name, "freeze " + _frozen(config), config.data.name],
         config=to_plain(config),
-        resumed=start_step > 0,
         initial_step=start_step,
     )
 
