@@ -19,6 +19,17 @@ class End(NamedTuple):
     """Exit code."""
 
 
+def cause_of(raised: BaseException) -> BaseException:
+    """Returns what ended a run, where others have made something else of it."""
+    cause = raised.__cause__
+    if isinstance(raised, SystemExit) and isinstance(raised.__context__, KeyboardInterrupt):
+        return KeyboardInterrupt("interrupted")  # Lightning turns Ctrl-C into SystemExit(1)
+    if isinstance(raised, UserError) and cause is not None and str(cause).startswith("DataLoader worker (pid"):
+        # When a worker dies, torch raises at whatever line runs: one that reads weights takes it for a fault of theirs.
+        return cause
+    return raised
+
+
 def end_of(error: BaseException) -> End:
     """Returns the end that an error stands for."""
     import torch

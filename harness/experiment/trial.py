@@ -20,7 +20,7 @@ from harness import registry
 from harness.config import RunConfig, load
 from harness.errors import EXIT_USER, UserError, tell
 from harness.experiment.compile_cache import keep_compiled
-from harness.experiment.end import end_of
+from harness.experiment.end import cause_of, end_of
 from harness.experiment.failure import report
 from harness.experiment.folder import RunFolder
 from harness.experiment.rank import end_with_parent, forget_ranks, global_rank, local_rank
@@ -106,9 +106,7 @@ def _run(
                 train(folder, config, startup, weights)
         return 0
     except BaseException as raised:
-        # Lightning turns Ctrl-C into SystemExit(1).
-        interrupted = isinstance(raised, SystemExit) and isinstance(raised.__context__, KeyboardInterrupt)
-        error = KeyboardInterrupt("interrupted") if interrupted else raised
+        error = cause_of(raised)
         status, code = end_of(error)
         if is_rank:
             report(folder, global_rank(), error)
