@@ -18,7 +18,7 @@ class TensorboardConfig:
 
     name: str = "tensorboard"
     flush_seconds: int = 30
-    """Seconds between two writes of what was logged; a killed process loses at most this much of its curves."""
+    """Seconds between two writes of what was logged: what a killed process leaves out until the run goes on."""
 
     def __post_init__(self) -> None:
         """Checks ranges."""
