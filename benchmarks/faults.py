@@ -15,7 +15,7 @@ import subprocess
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,9 +54,20 @@ _LIMIT_S = 300.0
 class Bench:
     """A folder with rows of text, and the runs in it."""
 
-    def __init__(self, home: Path) -> None:
-        """Args: home: An empty folder."""
-        self.home = home
+    def __init__(
+        self,
+        home: Path,
+        modes: Mapping[str, tuple[str, ...]] = MODES,
+        before: Callable[[], None] | None = None,
+    ) -> None:
+        """Writes the rows.
+
+        Args:
+            home: An empty folder.
+            modes: Overrides of each.
+            before: Called first in the process of each run.
+        """
+        self.home, self.modes, self._before = home, modes, before
         self._whole: dict[str, tuple[RunFolder, float]] = {}
         registry.load()
         for name, number in (("train", 13), ("val", 3)):
@@ -75,17 +86,21 @@ class Bench:
     def whole(self, mode: str) -> tuple[RunFolder, float]:
         """Returns the undisturbed run of a mode and its seconds; it is made once."""
         if mode not in self._whole:
-            folder = self.prepare(f"whole_{mode}", *MODES[mode])
+            folder = self.prepare(f"whole_{mode}", *self.modes[mode])
             began = time.monotonic()
-            code = wait(start(folder))
+            code = wait(self.start(folder))
             assert code == 0, console(folder)
             self._whole[mode] = folder, time.monotonic() - began
         return self._whole[mode]
 
+    def start(self, folder: RunFolder) -> int:
+        """Starts a run that is prepared, and returns its process id."""
+        return start(folder, self._before)
+
     def resume(self, folder: RunFolder, *overrides: str) -> int:
         """Lets a run go on by itself, and returns its exit code."""
         self.prepare(folder.path.name, *overrides, "trainer.resume=auto")
-        return wait(start(folder))
+        return wait(self.start(folder))
 
 
 def start(folder: RunFolder, before: Callable[[], None] | None = None) -> int:
@@ -145,18 +160,33 @@ def outcome(folder: RunFolder) -> dict[str, Any]:
     }
 
 
-def kill_at_random(bench: Bench, mode: str, name: str, draw: random.Random) -> dict[str, Any]:
-    """Kills a run at a random moment, lets it go on, and compares it with the undisturbed one."""
-    whole, seconds = bench.whole(mode)
-    folder = bench.prepare(name, *MODES[mode])
-    pid = start(folder)
-    time.sleep(draw.uniform(0.0, seconds))
+def kill(pid: int, draw: random.Random) -> int:
+    """Kills a run of one process, and returns how it ended."""
     os.kill(pid, signal.SIGKILL)
-    was_killed = wait(pid) == -signal.SIGKILL
-    rows = read(folder.metrics) if folder.metrics.is_file() else []
-    code = bench.resume(folder, *MODES[mode])
-    same = code == 0 and outcome(folder) == outcome(whole)
-    return {"mode": mode, "after_step": rows[-1]["step"] if rows else 0, "killed": was_killed, "ok": same}
+    return wait(pid)
+
+
+def kill_at_random(
+    bench: Bench, mode: str, name: str, draw: random.Random, kill: Callable[[int, random.Random], int] = kill
+) -> dict[str, Any]:
+    """Kills a run at a random moment, lets it go on, and compares it with the undisturbed one.
+
+    Args:
+        bench: The runs.
+        mode: One of its modes.
+        name: Of the run.
+        draw: Draws the moment.
+        kill: Kills a run by its process id, and returns its exit code when all of it is gone.
+    """
+    whole, seconds = bench.whole(mode)
+    folder = bench.prepare(name, *bench.modes[mode])
+    pid = bench.start(folder)
+    time.sleep(draw.uniform(0.0, seconds))
+    code = kill(pid, draw)
+    rows, reason = read(folder.metrics) if folder.metrics.is_file() else [], folder.read_status().get("exit_reason")
+    same = bench.resume(folder, *bench.modes[mode]) == 0 and outcome(folder) == outcome(whole)
+    ended = {"killed": code != 0, "code": code, "reason": reason}
+    return {"mode": mode, "after_step": rows[-1]["step"] if rows else 0, **ended, "ok": same}
 
 
 def count_calls(end_at: tuple[str, int] | None, into: Path | None = None) -> Callable[[], None]:
@@ -224,22 +254,27 @@ def kill_in_save(bench: Bench, mode: str, name: str, draw: random.Random) -> dic
 
 
 def end_by_signal(
-    bench: Bench, mode: str, name: str, number: signal.Signals = signal.SIGTERM, after: int = 1
+    bench: Bench,
+    mode: str,
+    name: str,
+    number: signal.Signals = signal.SIGTERM,
+    after: int = 1,
+    send: Callable[[int, int], None] = os.kill,
 ) -> dict[str, Any]:
     """Asks a run to end behind a step; measures how long that takes and looks at what it leaves."""
     whole, _ = bench.whole(mode)
-    folder = bench.prepare(name, *MODES[mode])
-    pid = start(folder)
+    folder = bench.prepare(name, *bench.modes[mode])
+    pid = bench.start(folder)
     while not (folder.metrics.is_file() and len(folder.metrics.read_bytes().splitlines()) >= after):
         time.sleep(0.002)
     began = time.monotonic()
-    os.kill(pid, number)
+    send(pid, number)
     code = wait(pid)
     seconds, steps = time.monotonic() - began, len(read(folder.metrics))
     left = of(folder).step_of("last")
     whole_one = left == steps and of(folder).fault(steps) is None
     state = folder.read_status()["state"]
-    same = bench.resume(folder, *MODES[mode]) == 0 and outcome(folder) == outcome(whole)
+    same = bench.resume(folder, *bench.modes[mode]) == 0 and outcome(folder) == outcome(whole)
     right = (code, state) == (128 + number, "preempted")
     return {"mode": mode, "seconds": seconds, "code": code, "saved": whole_one, "ok": right and whole_one and same}
 

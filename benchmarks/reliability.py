@@ -2,6 +2,8 @@
 
 OMP_NUM_THREADS=1 python benchmarks/reliability.py --kills 20 --saves 10 --damages 100 --signals 10 --disks 6
 OMP_NUM_THREADS=1 python benchmarks/reliability.py --fuzz 10000 --mutations --soak 10
+OMP_NUM_THREADS=1 python benchmarks/reliability.py --rank-kills 44 --rank-signals 50 --tracker-kills 20 \
+    --clock-kills 20 --adapter-size
 python benchmarks/reliability.py --render
 
 Only what is asked for is measured; the other rows keep what was measured before.
@@ -25,6 +27,13 @@ import torch
 from harness.experiment.environment import environment
 
 ROOT = Path(__file__).parent.parent
+COUNTED = {
+    "rank_kills": ("rank_faults.py", "--kills"),
+    "rank_signals": ("rank_faults.py", "--signals"),
+    "tracker_kills": ("tracker_faults.py", "--kills"),
+    "clock_kills": ("clock_faults.py", "--kills"),
+}
+"""Script and option of tries that are counted, by the row's key."""
 RESULTS, PAGE = ROOT / "docs" / "results" / "reliability.json", ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- made by benchmarks/reliability.py -->", "<!-- end -->"
 
@@ -88,7 +97,11 @@ def others(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
         "mutations": ("mutated_configs.py", []) if options.mutations else None,
         "fuzz": ("fuzz.py", ["--cases", str(options.fuzz), "--seed", str(options.seed)]) if options.fuzz else None,
         "soak": ("soak.py", ["--minutes", str(options.soak)]) if options.soak else None,
+        "adapter_size": ("adapter_size.py", []) if options.adapter_size else None,
     }
+    for name, (script, option) in COUNTED.items():
+        count = getattr(options, name)
+        asked[name] = (script, [option, str(count), "--seed", str(options.seed)]) if count else None
     for name, (script, arguments) in ((name, item) for name, item in asked.items() if item is not None):
         with tempfile.NamedTemporaryFile(suffix=".json") as file:
             command = [f"benchmarks/{script}", *arguments]
@@ -139,7 +152,7 @@ def table(result: dict[str, Any]) -> str:
             "SIGTERM to exit, one process: saved, code 143, `preempted`, resumes bit-identical",
             "under 30 s",
             f"{_share(found['signal'])}, at most {seconds:.1f} s",
-            "two ranks: 7 of 8 hang (1)",
+            "not measured",
         ),
         (
             "training stands still for a save of 0.7 MB, longest: at once; with `trainer.async_save=true`",
@@ -197,10 +210,74 @@ def _soak_row(found: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
+def _rank_kills_row(found: dict[str, Any]) -> tuple[str, ...]:
+    hit = [item for item in found["found"] if item["killed"]]
+    modes = dict.fromkeys(item["mode"].removesuffix(", workers") for item in hit)
+    left_out = "" if "zero3" in modes else "; ZeRO left out, DeepSpeed is not installed"
+    one = sum(item["way"] == "one" for item in hit)
+    return (
+        f"kill -9 of all processes, or of one ({one} times; the others end by themselves), resume: "
+        f"{', '.join('data workers' if mode == 'workers' else mode for mode in modes)}; two ranks on gloo but for the "
+        f"first two, each with and without data workers{left_out}",
+        "bit-identical",
+        _share(hit),
+        "differs at the first step (1)",
+    )
+
+
+def _rank_signals_row(found: dict[str, Any]) -> tuple[str, ...]:
+    seconds = max(item["seconds"] for item in found["found"])
+    return (
+        "SIGTERM and SIGUSR1 to two ranks (ddp, gloo), to who started them or to all: saved, code 143 or 138, "
+        "`preempted`, resumes bit-identical",
+        "50 of 50, at most one step lost",
+        f"{_share(found['found'])}, no step lost, at most {seconds:.1f} s",
+        "7 of 8 hang (1)",
+    )
+
+
+def _tracker_kills_row(found: dict[str, Any]) -> tuple[str, ...]:
+    hit = [item for item in found["found"] if item["killed"]]
+    by_tracker = [
+        f"{_share([item for item in hit if item['mode'] == mode])} ({mode})" for mode in ("tensorboard", "wandb")
+    ]
+    return (
+        "kill -9, resume: metrics.jsonl and TensorBoard's events or W&B's offline record have each step, and its loss",
+        "every step once, one run id",
+        ", ".join(by_tracker),
+        "tail lost (1)",
+    )
+
+
+def _clock_kills_row(found: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        "time of day jumps by up to 12 hours, 20 times a second, through a run, kill -9 and resume; times of "
+        "checkpoints are drawn anew",
+        "bit-identical, newest checkpoint, right seconds, no limit fires",
+        _share(found["found"]),
+        "not measured",
+    )
+
+
+def _adapter_size_row(found: dict[str, Any]) -> tuple[str, ...]:
+    (first, *_), ratios = found["found"], ", ".join(f"{item['ratio']:.2f} {item['mode']}" for item in found["found"])
+    return (
+        f"bytes of a LoRA checkpoint to those of its {first['trained']:,} weights and Adam's moments",
+        "at most 1.2",
+        f"{ratios}; the strategies on two ranks, ZeRO-2 with DeepSpeed's own copy of the weights",
+        "the whole model (1)",
+    )
+
+
 OTHER_ROWS: dict[str, Callable[[dict[str, Any]], tuple[str, ...]]] = {
     "fuzz": _fuzz_row,
     "mutations": _mutations_row,
     "soak": _soak_row,
+    "rank_kills": _rank_kills_row,
+    "rank_signals": _rank_signals_row,
+    "tracker_kills": _tracker_kills_row,
+    "clock_kills": _clock_kills_row,
+    "adapter_size": _adapter_size_row,
 }
 """What has a script of its own, by its key in the results."""
 
@@ -222,6 +299,9 @@ def main() -> int:
         parser.add_argument(f"--{name}", type=int, default=0)
     parser.add_argument("--fuzz", type=int, default=0, help="cases of fuzz.py")
     parser.add_argument("--mutations", action="store_true", help="run mutated_configs.py")
+    for name, (script, option) in COUNTED.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=0, help=f"{option} of {script}")
+    parser.add_argument("--adapter-size", action="store_true", help="run adapter_size.py")
     parser.add_argument("--soak", type=float, default=0, help="minutes of soak.py")
     parser.add_argument("--render", action="store_true", help="only write the table of what was measured")
     options = parser.parse_args()

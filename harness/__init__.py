@@ -2,5 +2,8 @@
 
 import time
 
-STARTED = time.time()
-"""Clock reading at the start of this process, as near to it as the package's code can come."""
+STARTED = time.monotonic()
+"""Clock reading at the start of this process, as near to it as the package's code can come.
+
+Of the monotonic clock, which the processes of a machine share and nobody sets: times of day jump.
+"""

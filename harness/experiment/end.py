@@ -19,6 +19,17 @@ class End(NamedTuple):
     """Exit code."""
 
 
+def cause_of(raised: BaseException) -> BaseException:
+    """Returns what ended a run, where others have made something else of it."""
+    cause = raised.__cause__
+    if isinstance(raised, SystemExit) and isinstance(raised.__context__, KeyboardInterrupt):
+        return KeyboardInterrupt("interrupted")  # Lightning turns Ctrl-C into SystemExit(1)
+    if isinstance(raised, UserError) and cause is not None and str(cause).startswith("DataLoader worker (pid"):
+        # When a worker dies, torch raises at whatever line runs: one that reads weights takes it for a fault of theirs.
+        return cause
+    return raised
+
+
 def end_of(error: BaseException) -> End:
     """Returns the end that an error stands for."""
     import torch
@@ -49,7 +60,7 @@ def write_end(folder: RunFolder, config: RunConfig, status: str, reason: str, st
         config: The run's config.
         status: failed, diverged, preempted or out_of_memory.
         reason: What ended it.
-        started: `time.time()` at the start of the process.
+        started: `time.monotonic()` at the start of the process.
     """
     write_json(folder.summary, figures(folder, config, status, started) | {"error": reason})
     folder.write_status(state=status, exit_reason=reason)
@@ -63,5 +74,5 @@ def figures(folder: RunFolder, config: RunConfig, status: str, started: float) -
         "config_hash": config_hash(config),
         "seed": config.seed,
         "steps": rows[-1]["step"] if rows else 0,
-        "wall_time_s": time.time() - started,
+        "wall_time_s": time.monotonic() - started,
     }

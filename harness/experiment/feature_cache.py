@@ -5,6 +5,7 @@ setting that does (augmentation, a random size) has to be refused here. NEFTune'
 """
 
 import logging
+import time
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ _KEY = "data.vit_cache.mode"
 
 
 def open_feature_cache(
-    config: RunConfig, data: DataModule, tuned: Tuned, precision: str, device: torch.device, started: float
+    config: RunConfig, data: DataModule, tuned: Tuned, precision: str, device: torch.device
 ) -> FeatureCache | None:
     """Returns the cache of the run, put onto the vision tower and into the data module, or None and says why.
 
@@ -38,7 +39,6 @@ def open_feature_cache(
         tuned: The model, with everything on it that changes its weights.
         precision: Compute type.
         device: Where it trains.
-        started: `time.time()` at the start of the run.
 
     Raises:
         UserError: `data.vit_cache.mode=always`, and a cache would be wrong or of no use.
@@ -62,7 +62,7 @@ def open_feature_cache(
     folder = _folder(config)
     assert folder is not None
     tower = fingerprint(visual, stage, precision, device)
-    cache = _connect(config, data, visual, stage, Store(folder, tower, _max_bytes(config), started))
+    cache = _connect(config, data, visual, stage, Store(folder, tower, _max_bytes(config), time.time()))
     place = "behind the mergers" if stage is Stage.merged else "in front of the mergers, which train"
     size = f"at most {num_bytes / 2**30:.2f} GiB" if num_bytes else "a stream"
     log.info(

@@ -73,7 +73,7 @@ class Ranks:
 
         Args:
             places: Ranks to start here.
-            started: `time.time()` at which the command began.
+            started: `time.monotonic()` at which the command began.
         """
         (self.folder.path / "ranks").mkdir(exist_ok=True)
         by_others = given() is not None
@@ -210,7 +210,7 @@ def supervise(folder: RunFolder, config: RunConfig, places: Sequence[Place], sta
         folder: The run folder, claimed by this process if rank 0 is among them.
         config: The run's config.
         places: From `places_here`.
-        started: `time.time()` at which the command began.
+        started: `time.monotonic()` at which the command began.
     """
     ranks = Ranks(folder)
     for number in (signal.SIGINT, *SIGNALS):

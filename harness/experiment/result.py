@@ -64,7 +64,7 @@ def write_success(
     steady = meter.steady if meter.steady.steps else meter.total
     use = steady.use(meter.peaks)
     world_size = config.data_ranks
-    first_step = progression.first_step_at or time.time()
+    first_step = progression.first_step_at or time.monotonic()
     content = figures(folder, config, "completed", startup.started) | {
         "tokens": meter.total.tokens * world_size,
         "train_loss": progression.train_loss,
@@ -108,7 +108,7 @@ def write_failure(folder: RunFolder, config: RunConfig, status: str, error: Base
         config: The run's config.
         status: failed, diverged, preempted or out_of_memory.
         error: What ended it.
-        started: `time.time()` at the start of the process.
+        started: `time.monotonic()` at the start of the process.
     """
     reason = f"{type(error).__name__}: {error}"
     before = folder.read_summary()

@@ -34,12 +34,12 @@ from harness.experiment.restore import (
 )
 from harness.experiment.result import end_hung, print_result, trainable_table, write_success
 from harness.experiment.startup import Phase, Startup
-from harness.logging.metrics import MetricsFile
+from harness.logging.metrics import MetricsFile, read
 from harness.logging.plot import plot_curves
 from harness.logging.progress import Progress
 from harness.logging.run_info import RunInfo
 from harness.logging.setup import setup_logging
-from harness.logging.tracker import finish
+from harness.logging.tracker import finish, log_row
 from harness.memory.config import AUTO
 from harness.memory.first_device import first_device
 from harness.memory.fitting import plan_ahead
@@ -75,6 +75,9 @@ from harness.tuner.tuned import Tuned
 
 log = logging.getLogger(__name__)
 
+TRACKED = "tracked"
+"""In status.json: whether the trackers of a run that is completed have all of it."""
+
 
 def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weights | None = None) -> dict[str, Any]:
     """Trains one run in its folder; returns its summary on the first rank, nothing on the others.
@@ -105,6 +108,10 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
     data.prepare()
     data.start_step, data.total_steps = resume_step(config, checkpointer), _total_steps(config, data)
     if (summary := finished_summary(folder, data)) is not None:
+        if rank == 0 and not folder.read_status().get(TRACKED, True):
+            loggers = _trackers(folder, config, data.start_step)
+            _show_rows(folder, loggers)
+            _close(folder, loggers, summary)
         return summary
     sized = _with_micro_batch(config, data, device)
     check_same_data(config, folder, data)
@@ -161,7 +168,7 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
         module.meter.syncs = syncs
         module.meter.peaks = peaks(device, precision, config.trainer.measure_peak)
         evaluator = _evaluator(folder, config, data, processor)
-        cache = open_feature_cache(config, data, tuned, precision, device, startup.started)
+        cache = open_feature_cache(config, data, tuned, precision, device)
         if cache is not None:
             stack.callback(close_feature_cache, cache, data, tuned)
         if cacheable:
@@ -204,7 +211,7 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
         kept,
         None if solved is None else asdict(solved),
     )
-    finish(recorder.loggers, 0, {"best": summary["best"]["value"], "tokens_per_s": summary["tokens_per_s"]})
+    _close(folder, recorder.loggers, summary)
     print_result(summary)
     if weights is not None:
         weights.leave(module.model)
@@ -287,16 +294,35 @@ def _evaluator(folder: RunFolder, config: RunConfig, data: DataModule, processor
 
 
 def _recorder(folder: RunFolder, config: RunConfig, data: DataModule, check: LossCheck, stack: ExitStack) -> Recorder:
-    """Opens metrics.jsonl, cut back to where the run goes on, and its views."""
-    loggers = build("logging", config.logging, _run_info(folder, config, data.start_step))
+    """Opens metrics.jsonl, cut back to where the run goes on, and its views, which are given what it holds."""
+    loggers = _trackers(folder, config, data.start_step)
     file = stack.enter_context(MetricsFile(folder.metrics))
     file.truncate_after(data.start_step or -1)
+    _show_rows(folder, loggers)
     drop_after(folder.predictions, data.start_step or -1)
     progress = stack.enter_context(Progress(data.total_steps, data.start_step))
     sharers = config.memory.sequence_parallel
     recorder = Recorder(file, loggers, progress, _world(config), check, config.data.channels, sharers)
     stack.push(lambda kind, error, trace: _give_up(recorder) if kind else None)
     return recorder
+
+
+def _trackers(folder: RunFolder, config: RunConfig, start_step: int) -> list[Any]:
+    loggers: list[Any] = build("logging", config.logging, _run_info(folder, config, start_step))
+    return loggers
+
+
+def _show_rows(folder: RunFolder, loggers: list[Any]) -> None:
+    """Gives trackers what metrics.jsonl holds: a killed process has lost some of it, and later rows are void."""
+    folder.write_status(**{TRACKED: False})
+    for row in read(folder.metrics):
+        log_row(loggers, row)
+
+
+def _close(folder: RunFolder, loggers: list[Any], summary: dict[str, Any]) -> None:
+    """Gives trackers the final figures; the summary is there before, for a server may keep them waiting."""
+    finish(loggers, 0, {"best": summary["best"]["value"], "tokens_per_s": summary["tokens_per_s"]})
+    folder.write_status(**{TRACKED: True})
 
 
 def _give_up(recorder: Recorder) -> None:
@@ -316,7 +342,6 @@ def _run_info(folder: RunFolder, config: RunConfig, start_step: int) -> RunInfo:
         group=folder.group,
         tags=[Path(config.model.path).name, config.tuner.name, "freeze " + _frozen(config), config.data.name],
         config=to_plain(config),
-        resumed=start_step > 0,
         initial_step=start_step,
     )
 

@@ -20,7 +20,7 @@ from harness import registry
 from harness.config import RunConfig, load
 from harness.errors import EXIT_USER, UserError, tell
 from harness.experiment.compile_cache import keep_compiled
-from harness.experiment.end import end_of
+from harness.experiment.end import cause_of, end_of
 from harness.experiment.failure import report
 from harness.experiment.folder import RunFolder
 from harness.experiment.rank import end_with_parent, forget_ranks, global_rank, local_rank
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 def main(arguments: list[str]) -> int:
     """Runs the trial in a folder and returns the exit code; the last line on stdout names the folder."""
-    startup = Startup(float(arguments[1]) if len(arguments) > 1 else time.time())
+    startup = Startup(float(arguments[1]) if len(arguments) > 1 else time.monotonic())
     is_rank = arguments[2:] == [AS_RANK]
     end_with_parent(signal.SIGKILL if is_rank else signal.SIGTERM)
     registry.load()
@@ -106,9 +106,7 @@ def _run(
                 train(folder, config, startup, weights)
         return 0
     except BaseException as raised:
-        # Lightning turns Ctrl-C into SystemExit(1).
-        interrupted = isinstance(raised, SystemExit) and isinstance(raised.__context__, KeyboardInterrupt)
-        error = KeyboardInterrupt("interrupted") if interrupted else raised
+        error = cause_of(raised)
         status, code = end_of(error)
         if is_rank:
             report(folder, global_rank(), error)

@@ -21,7 +21,6 @@ class RunInfo:
     """Model, tuner, freeze policy and data, to filter by."""
     config: dict[str, Any] = field(default_factory=dict)
     """The resolved config as nested dicts, lists, strings and numbers."""
-    resumed: bool = False
-    """Whether an earlier process already logged steps of this run."""
     initial_step: int = 0
-    """The step that a resumed run goes on from; what was logged after it is logged again."""
+    """The step that a resumed run goes on from. What metrics.jsonl has up to there is logged again first; what was
+    logged after it is measured again."""

@@ -68,7 +68,9 @@ def build(config: SwanlabConfig, run: RunInfo) -> list["Logger"]:
     from harness.logging.swanlab_logger import SwanLabLogger
 
     is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
-    return [SwanLabLogger(_start(config, run) if is_first else None)]
+    # A server has the rows of the attempts before; a record of its own begins with them.
+    online = config.mode is SwanlabMode.online
+    return [SwanLabLogger(_start(config, run) if is_first else None, run.initial_step if online else -1)]
 
 
 def _start(config: SwanlabConfig, run: RunInfo) -> object:

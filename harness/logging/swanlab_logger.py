@@ -9,10 +9,16 @@ from lightning.pytorch.loggers import Logger
 class SwanLabLogger(Logger):
     """Has one experiment, or none on ranks other than 0."""
 
-    def __init__(self, experiment: Any) -> None:
-        """Args: what `swanlab.init` returned."""
+    def __init__(self, experiment: Any, last_known: int = -1) -> None:
+        """Takes an experiment.
+
+        Args:
+            experiment: What `swanlab.init` returned.
+            last_known: The step up to which it has all rows.
+        """
         super().__init__()
         self.experiment = experiment
+        self._last_known = last_known
 
     @property
     def name(self) -> str:
@@ -29,7 +35,7 @@ class SwanLabLogger(Logger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Sends one row."""
-        if self.experiment is not None:
+        if self.experiment is not None and (step is None or step > self._last_known):
             self.experiment.log(dict(metrics), step=step)
 
     def finalize(self, status: str) -> None:

@@ -18,7 +18,7 @@ class TensorboardConfig:
 
     name: str = "tensorboard"
     flush_seconds: int = 30
-    """Seconds between two writes of what was logged; a killed process loses at most this much of its curves."""
+    """Seconds between two writes of what was logged: what a killed process leaves out until the run goes on."""
 
     def __post_init__(self) -> None:
         """Checks ranges."""
@@ -35,15 +35,19 @@ def build(config: TensorboardConfig, run: RunInfo) -> list["Logger"]:
     """
     require("tensorboard")
     from lightning.pytorch.loggers import TensorBoardLogger
+    from lightning.pytorch.utilities import rank_zero_only
 
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        # The rows so far are given to the new file. TensorBoard would take old ones by the time of day in their names,
+        # and a killed process has lost the last rows of its own.
+        for events in (run.folder / "tensorboard").glob("events.out.tfevents.*"):
+            events.unlink()
     logger = TensorBoardLogger(
         save_dir=run.folder,
         name="tensorboard",
         version="",
         default_hp_metric=False,
         flush_secs=config.flush_seconds,
-        # Hides what a killed process logged after the checkpoint: those steps run again.
-        purge_step=run.initial_step + 1 if run.resumed else None,
     )
     logger.log_hyperparams(run.config)
     return [logger]

@@ -75,20 +75,22 @@ def build(config: WandbConfig, run: RunInfo) -> list["Logger"]:
         UserError: The package wandb is missing, or `mode=online` without a key or a server.
     """
     require("wandb")
-    from lightning.pytorch.loggers import WandbLogger
     from lightning.pytorch.utilities import rank_zero_only
+
+    from harness.logging.wandb_logger import StepLogger
 
     is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     experiment = _start(config, run) if is_first else None
     run_id = run.run_id if experiment is None else experiment.id
     if run_id != run.run_id:
         RunFolder(run.folder).write_status(run_id=run_id)
-    return [WandbLogger(project=config.project, save_dir=run.folder, id=run_id, experiment=experiment)]
+    return [StepLogger(project=config.project, save_dir=run.folder, id=run_id, experiment=experiment)]
 
 
 def _start(config: WandbConfig, run: RunInfo) -> Any:
     import wandb
 
+    _put_aside(run)
     own = {"project": config.project, "entity": config.entity, "id": run.run_id}
     experiment = wandb.init(
         mode=choose_mode(config.mode).value,  # type: ignore[arg-type]
@@ -105,10 +107,21 @@ def _start(config: WandbConfig, run: RunInfo) -> Any:
         # train.log has the output; W&B's copy of the stream breaks the live progress bar.
         settings=wandb.Settings(console="off"),
     )
-    # W&B drops rows whose own step counter goes back, as it does on a resume; curves follow our step instead.
+    # For curves to follow our step, whatever else somebody logs to the run.
     experiment.define_metric("trainer/global_step")
     experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return experiment
+
+
+def _put_aside(run: RunInfo) -> None:
+    """Leaves `wandb sync` the record to come alone, which is given all rows of metrics.jsonl up to where it goes on.
+
+    A killed process has lost the last rows of its record, and what it has of later ones is measured again.
+    """
+    for record in (run.folder / "wandb").glob(f"offline-run-*-{run.run_id}"):
+        aside = record.parent / "superseded"
+        aside.mkdir(exist_ok=True)
+        os.replace(record, aside / record.name)
 
 
 def choose_mode(asked: WandbMode) -> WandbMode:

@@ -219,7 +219,7 @@ class Crew:
         reason = self._pruned.pop(ended.trial.identity, None)
         if reason is None or ended.code == 0:
             return False
-        write_end(ended.trial.run, ended.trial.config, "pruned", reason, time.time() - ended.seconds)
+        write_end(ended.trial.run, ended.trial.config, "pruned", reason, time.monotonic() - ended.seconds)
         return True
 
     def _end_all(self) -> None:

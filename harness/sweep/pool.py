@@ -136,12 +136,12 @@ class Pool:
         worker = None
         if self.warm and output is not None and trial.config.trainer.world_size == 1:
             worker = self._worker(variables, output)
-            worker.take(Order(folder=str(trial.run.path), output=str(output), started=time.time()))
+            worker.take(Order(folder=str(trial.run.path), output=str(output), started=time.monotonic()))
             process = worker.process
         else:
             self._free(variables)
             process = _start(trial, variables, output)
-        self._jobs[trial.identity] = _Job(trial, process, time.time(), worker)
+        self._jobs[trial.identity] = _Job(trial, process, time.monotonic(), worker)
 
     def adopt(self, trial: Trial) -> bool:
         """Takes over a trial that an earlier start left running: here none outlives the process that started it."""
@@ -164,7 +164,7 @@ class Pool:
                 if job.kill_at is not None:  # a signal may still be on its way to it
                     self._end_idle([finished])
             _write_death(job, code, self.memory_gib)
-            ended.append(Ended(trial=job.trial, code=code, seconds=time.time() - job.started))
+            ended.append(Ended(trial=job.trial, code=code, seconds=time.monotonic() - job.started))
         return ended
 
     def stop(self, number: int, trial: Trial | None = None) -> None:

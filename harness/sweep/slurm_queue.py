@@ -75,7 +75,7 @@ class SlurmQueue:
         name = None if trial.folder is None else read_note(trial.run).get("job")
         if name is None or not _is_there(_states([name]).get(name)):
             return False
-        self._jobs[trial.identity] = _Job(trial, name, time.time())
+        self._jobs[trial.identity] = _Job(trial, name, time.monotonic())
         return True
 
     def poll(self) -> list[Ended]:
@@ -96,7 +96,7 @@ class SlurmQueue:
             job.state = states.get(job.name) or "gone"
             if not _is_there(job.state):
                 del self._jobs[job.trial.identity]
-                ended.append(Ended(trial=job.trial, code=_outcome(job), seconds=time.time() - job.started))
+                ended.append(Ended(trial=job.trial, code=_outcome(job), seconds=time.monotonic() - job.started))
         return ended
 
     def stop(self, number: int, trial: Trial | None = None) -> None:
@@ -125,7 +125,7 @@ class SlurmQueue:
         for index, trial in enumerate(trials):
             name = f"{number}_{index}"
             write_json(trial.run.path / NOTE, {"job": name})
-            self._jobs[trial.identity] = _Job(trial, name, time.time())
+            self._jobs[trial.identity] = _Job(trial, name, time.monotonic())
         print(f"SLURM job {number}: {len(trials)} trials", flush=True)
 
     def _arguments(self, trials: Sequence[Trial], place: Path) -> list[str]:

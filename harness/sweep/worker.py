@@ -43,7 +43,7 @@ class Order:
     output: str
     """File for what it prints."""
     started: float
-    """`time.time()` when it was asked for."""
+    """`time.monotonic()` when it was asked for."""
 
     def line(self) -> bytes:
         """Returns it as `main` reads it."""

@@ -59,7 +59,7 @@ class Progression:
     memory: dict[str, float] = field(default_factory=dict)
     """Peak GPU memory at the last reading; Lightning moves the model off the GPU when it ends."""
     first_step_at: float | None = None
-    """Clock reading (`time.time()`) at the end of the first optimiser step."""
+    """Clock reading (`time.monotonic()`) at the end of the first optimiser step."""
 
 
 class BetweenSteps(lightning.Callback):
@@ -180,7 +180,7 @@ class BetweenSteps(lightning.Callback):
         origins, self._origins = self._origins, []
         self.recorder.step(step, module.meter.end_step(), module.grad_norm, module.learning_rates, sums, origins)
         if self.progression.first_step_at is None:
-            self.progression.first_step_at = time.time()
+            self.progression.first_step_at = time.monotonic()
 
     def _keep_batch(self, trainer: lightning.Trainer, step: int) -> None:
         """Writes what this rank had in a step into the run folder. An error is on its way: another is only logged."""

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from harness.logging.metrics import read
+from harness.model.weights import Weights
 from harness.optim.schedule import ScheduleConfig, multiplier
 from harness.trainer.checkpoint import FILE
 from harness.trainer.evaluate import Evaluator
@@ -386,6 +387,18 @@ def test_a_crash_is_on_record(run_text, raise_at_step):
 
 
 @pytest.mark.slow
+def test_a_data_worker_that_dies_is_no_mistake_of_the_users_wherever_it_shows(run, monkeypatch, capsys):
+    """torch raises from a signal's handler, here where weights are read."""
+
+    def die(self):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    monkeypatch.setattr(Weights, "take", die)
+    folder, code = run("a", "trainer.max_steps=1", "trainer.val_at_start=false")
+    assert code == 1 and "model.path" not in capsys.readouterr().err
+    assert folder.read_status()["exit_reason"].startswith("RuntimeError: DataLoader worker (pid 7) is killed")
+
+
 def test_a_crashed_run_goes_on(run_text, raise_at_step, monkeypatch):
     """Steps after the last checkpoint are on record already; they run again and are there once."""
     common = ["trainer.max_steps=5", "trainer.save_every_steps=1", "trainer.log_every_steps=1"]

@@ -2,12 +2,14 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from harness.errors import UserError
 from harness.logging.run_info import RunInfo
 from harness.logging.swanlab import SwanlabConfig, SwanlabMode, build
+from harness.logging.swanlab_logger import SwanLabLogger
 from harness.logging.tracker import finish, log_row
 
 
@@ -28,6 +30,14 @@ def test_an_offline_record_has_rows_and_config(tmp_path: Path) -> None:
     (record,) = folder.glob("*.swanlab")
     content = record.read_bytes()
     assert b"train/loss" in content and b"study" in content and b"mine" in content
+
+
+def test_a_server_is_not_sent_again_what_it_has() -> None:
+    sent: list[int] = []
+    logger = SwanLabLogger(SimpleNamespace(log=lambda row, step: sent.append(step)), last_known=4)
+    for step in range(3, 7):
+        logger.log_metrics({"train/loss": 0.5}, step)
+    assert sent == [5, 6]
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

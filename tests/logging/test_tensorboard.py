@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,9 @@ from harness.logging.tensorboard import TensorboardConfig, build
 from harness.logging.tracker import finish, log_row
 
 
-def make_run(folder: Path, initial_step: int = 0) -> RunInfo:
+def make_run(folder: Path) -> RunInfo:
     config = {"tuner": {"name": "lora", "rank": 8}, "data": {"train": ["a.jsonl"], "val": None}}
-    return RunInfo(
-        folder=folder, run_id="abc", name="run", config=config, resumed=initial_step > 0, initial_step=initial_step
-    )
+    return RunInfo(folder=folder, run_id="abc", name="run", config=config)
 
 
 def curve(folder: Path, key: str) -> list[tuple[int, float]]:
@@ -51,14 +50,20 @@ def test_the_table_of_runs_has_settings_and_results(tmp_path: Path) -> None:
     assert curve(tmp_path, "summary/best")[0][1] == 0.25 and curve(tmp_path, "val/loss") == [(8, 0.25)]
 
 
-def test_a_resumed_run_shows_each_step_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("hours", [-5, 0, 5])
+def test_a_resumed_run_shows_each_step_once_whatever_the_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    """The first attempt lost its last rows, and logged one that is measured again."""
     pytest.importorskip("tensorboard")
-    for attempt, steps in enumerate((range(1, 8), range(5, 10))):
-        loggers = build(TensorboardConfig(), make_run(tmp_path, initial_step=4 * attempt))
+    for attempt, steps in enumerate(((1, 2, 3, 5), range(1, 10))):
+        loggers = build(TensorboardConfig(), make_run(tmp_path))
         for step in steps:
             log_row(loggers, {"step": step, "train/loss": float(attempt)})
         finish(loggers, attempt)
-    assert curve(tmp_path, "train/loss") == [(step, 0.0 if step < 5 else 1.0) for step in range(1, 10)]
+        clock = time.time
+        monkeypatch.setattr(time, "time", lambda clock=clock: clock() + 3600 * hours)
+    assert curve(tmp_path, "train/loss") == [(step, 1.0) for step in range(1, 10)]
 
 
 def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

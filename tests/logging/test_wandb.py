@@ -3,6 +3,7 @@ import http.server
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -32,9 +33,8 @@ for run_id in ("aaaa1111", "bbbb2222"):
     config = {"tuner": {"name": "lora", "rank": 8}, "data": {"val": None}}
     run = RunInfo(folder=folder, run_id=run_id, name="lora r8", group="study", tags=["tiny", "lora"], config=config)
     loggers = build(WandbConfig(project="p", tags=["mine", "lora"]), run)
-    for step in (5, 10):
-        log_row(loggers, {"step": step, "train/loss": 1 / step})
-    log_row(loggers, {"step": 10, "val/loss": float("nan")})
+    log_row(loggers, {"step": 5, "train/loss": 0.2})
+    log_row(loggers, {"step": 10, "train/loss": 0.1, "val/loss": float("nan")})
     finish(loggers, 3, {"best/val/loss": 0.25})
 """
 
@@ -117,7 +117,19 @@ class FakeHandler(http.server.BaseHTTPRequestHandler):
             return {"createRunFiles": {"runID": "1", "uploadHeaders": [], "files": files}}
         if "serverInfo" in query:
             return {"serverInfo": {"cliVersionInfo": {"max_cli_version": "99"}, "features": []}, "viewer": user}
-        return {"viewer": user} if "viewer" in query else {"model": {"bucket": None}}
+        if "viewer" in query:
+            return {"viewer": user}
+        return {"model": {"bucket": self.bucket(variables.get("name", ""))}}
+
+    def bucket(self, name: str) -> dict[str, Any] | None:
+        """What is known of a run that goes on."""
+        if name not in self.server.runs:
+            return None
+        history = self.server.history.get(name, [])
+        tail = {"historyTail": json.dumps([json.dumps(row) for row in history[-1:]]), "eventsTail": "[]"}
+        counts = {"historyLineCount": len(history), "eventsLineCount": 0, "logLineCount": 0}
+        empty = {"summaryMetrics": "{}", "config": "{}", "tags": [], "wandbConfig": '{"t": 1}'}
+        return {"id": "MQ==", "name": name, **tail, **counts, **empty}
 
 
 @pytest.fixture
@@ -250,11 +262,11 @@ def test_other_ranks_start_no_run(home: Path, tmp_path: Path, monkeypatch: pytes
     finish(loggers, 0)
 
 
-def run_script(folder: Path, **environment: str) -> None:
+def run_script(folder: Path, script: str = RUN, code: int = 0, **environment: str) -> None:
     pytest.importorskip("wandb")
-    code = RUN.replace("FOLDER", repr(str(folder)))
-    process = subprocess.run([sys.executable, "-W", "error", "-c", code], env=os.environ | environment, text=True)
-    assert process.returncode == 0
+    script = script.replace("FOLDER", repr(str(folder)))
+    process = subprocess.run([sys.executable, "-W", "error", "-c", script], env=os.environ | environment, text=True)
+    assert process.returncode == code
 
 
 def records(path: Path) -> list[dict[str, Any]]:
@@ -292,8 +304,7 @@ def test_an_offline_run_has_everything(home: Path, tmp_path: Path) -> None:
     shown = [{key: value for key, value in row.items() if not key.startswith("_")} for row in rows]
     assert shown == [
         {"train/loss": 0.2, "trainer/global_step": 5},
-        {"train/loss": 0.1, "trainer/global_step": 10},
-        {"val/loss": "NaN", "trainer/global_step": 10},
+        {"train/loss": 0.1, "val/loss": "NaN", "trainer/global_step": 10},
     ]
     assert ("*", "trainer/global_step") in [
         (metric.get("glob_name"), metric.get("step_metric")) for metric in of_type(found, "metric")
@@ -308,11 +319,70 @@ def test_an_online_run_arrives_and_its_key_is_in_no_file(home: Path, tmp_path: P
     run_script(tmp_path, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
     assert sorted(server.runs) == ["aaaa1111", "bbbb2222"]
     assert server.runs["aaaa1111"]["groupName"] == "study"
-    assert [row["trainer/global_step"] for row in server.history["aaaa1111"]] == [5, 10, 10]
+    assert [row["trainer/global_step"] for row in server.history["aaaa1111"]] == [5, 10]
     assert server.exit_codes == {"aaaa1111": 3, "bbbb2222": 3}
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert files
     assert not [path for path in files if KEY.encode() in path.read_bytes()]
+
+
+ATTEMPT = """
+import os, signal, time
+from pathlib import Path
+from harness.logging.run_info import RunInfo
+from harness.logging.tracker import finish, log_row
+from harness.logging.wandb import WandbConfig, build
+run = RunInfo(folder=Path(FOLDER), run_id="aaaa1111", name="lora r8")
+loggers = build(WandbConfig(project="p"), run)
+for step in range(1, LAST + 1):
+    log_row(loggers, {"step": step, "train/loss": 1 / step})
+if LAST < 9:
+    time.sleep(WAIT)
+    os.kill(os.getpid(), signal.SIGKILL)
+finish(loggers, 0)
+"""
+
+
+def kill_and_go_on(folder: Path, **environment: str) -> None:
+    """Kills a run behind step 5; the next attempt logs again what there was up to a checkpoint, and goes on to 9."""
+    killed = ATTEMPT.replace("LAST", "5").replace("WAIT", "3" if environment else "0")
+    run_script(folder, killed, -signal.SIGKILL, **environment)
+    run_script(folder, ATTEMPT.replace("LAST", "9").replace("WAIT", "0"), **environment)
+
+
+@pytest.mark.slow
+def test_a_server_gets_each_step_once_though_a_killed_run_sends_some_again(
+    home: Path, tmp_path: Path, server: FakeServer
+) -> None:
+    kill_and_go_on(tmp_path, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
+    assert list(server.runs) == ["aaaa1111"]
+    assert [row["trainer/global_step"] for row in server.history["aaaa1111"]] == list(range(1, 10))
+    assert [row["_step"] for row in server.history["aaaa1111"]] == list(range(1, 10))
+
+
+@pytest.mark.slow
+def test_the_record_to_sync_has_each_step_once_after_a_kill(home: Path, tmp_path: Path) -> None:
+    kill_and_go_on(tmp_path)
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    assert len(list((tmp_path / "wandb" / "superseded").iterdir())) == 1
+    rows = [record["item"] for record in of_type(records(folder), "history")]
+    assert [row["trainer/global_step"] for row in rows] == list(range(1, 10))
+    command = [sys.executable, "-m", "wandb", "sync", "--dry-run"]
+    shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert (shown.stdout + shown.stderr).count("aaaa1111") == 1
+
+
+def test_rows_that_the_server_has_are_not_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    from harness.logging.wandb_logger import StepLogger
+
+    sent: list[tuple[dict[str, float], int]] = []
+    experiment = SimpleNamespace(starting_step=6, log=lambda row, step, commit: sent.append((row, step)))
+    monkeypatch.setattr(StepLogger, "experiment", experiment)
+    logger = StepLogger(id="a", save_dir="x")
+    for step in range(4, 8):
+        logger.log_metrics({"train/loss": 0.5}, step)
+    assert sent == [({"train/loss": 0.5, "trainer/global_step": step}, step) for step in (6, 7)]
 
 
 @pytest.mark.slow

@@ -48,7 +48,7 @@ class Store:
     max_bytes: int
     """Bound on all entries below the root, those of other towers included."""
     started: float
-    """`time.time()` at which the run began: what was used since is not evicted."""
+    """`time.time()` at which the run opened it, to compare with times of files: what was used since is not evicted."""
 
     @property
     def folder(self) -> Path:

@@ -12,7 +12,6 @@ import sys
 import time
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.distributed import TCPStore
@@ -21,34 +20,8 @@ from harness.experiment import trial
 from harness.experiment.folder import RunFolder
 from harness.experiment.ranks import AS_RANK
 
-
-def deepspeed_without_gpu() -> None:
-    """Makes DeepSpeed's strategies start on the CPU, which Lightning refuses although DeepSpeed runs there."""
-    import deepspeed
-    from lightning.pytorch.strategies import DDPStrategy
-
-    from harness.memory.strategy import engine
-
-    class OnCpu(engine.Zero):
-        def setup_environment(self) -> None:
-            DDPStrategy.setup_environment(self)
-
-        def setup_distributed(self) -> None:
-            self.set_world_ranks()
-            self._init_deepspeed_distributed()
-
-        def _setup_model_and_optimizer(self, model: Any, optimizer: Any, lr_scheduler: Any = None) -> Any:
-            made = deepspeed.initialize(
-                config=self.config,
-                model=model,
-                model_parameters=[parameter for parameter in model.parameters() if parameter.requires_grad],
-                optimizer=optimizer,
-                lr_scheduler=lr_scheduler,
-                dist_init_required=False,
-            )
-            return made[0], made[1]
-
-    engine.Zero = OnCpu  # type: ignore[misc]
+sys.path.append(str(Path(__file__).parents[3] / "benchmarks"))
+from deepspeed_cpu import deepspeed_without_gpu
 
 
 def rewind(folder: Path, step: str) -> None:
@@ -94,7 +67,7 @@ def run(argument: str, meeting: Meeting) -> int:
         folder.begin_attempt()
     os.environ["MASTER_PORT"] = meeting.wait(str(free_port()))
     try:
-        return trial.main([path, str(time.time()), AS_RANK])
+        return trial.main([path, str(time.monotonic()), AS_RANK])
     finally:
         folder.unlock()
 
