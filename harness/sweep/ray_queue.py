@@ -74,7 +74,7 @@ class RayQueue:
         )
         # The interpreter has the same path on every node.
         self._jobs[trial.identity] = _Job(
-            trial, task.remote(list(pool.COMMAND), str(trial.run.path.absolute())), time.time()
+            trial, task.remote(list(pool.COMMAND), str(trial.run.path.absolute())), time.monotonic()
         )
 
     def adopt(self, trial: Trial) -> bool:
@@ -90,7 +90,7 @@ class RayQueue:
         ended = []
         for job in (jobs[task] for task in over):
             del self._jobs[job.trial.identity]
-            ended.append(Ended(trial=job.trial, code=_outcome(job), seconds=time.time() - job.started))
+            ended.append(Ended(trial=job.trial, code=_outcome(job), seconds=time.monotonic() - job.started))
         return ended
 
     def stop(self, number: int, trial: Trial | None = None) -> None:
