@@ -184,8 +184,9 @@ def kill_at_random(
     time.sleep(draw.uniform(0.0, seconds))
     code = kill(pid, draw)
     rows, reason = read(folder.metrics) if folder.metrics.is_file() else [], folder.read_status().get("exit_reason")
-    same = bench.resume(folder, *bench.modes[mode]) == 0 and outcome(folder) == outcome(whole)
-    ended = {"killed": code != 0, "code": code, "reason": reason}
+    resumed = bench.resume(folder, *bench.modes[mode])
+    same = resumed == 0 and outcome(folder) == outcome(whole)
+    ended = {"killed": code != 0, "code": code, "reason": reason, "resumed": resumed}
     return {"mode": mode, "after_step": rows[-1]["step"] if rows else 0, **ended, "ok": same}
 
 
