@@ -9,6 +9,7 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor, nn
 
+from harness.memory.strategy import build_lock
 from harness.memory.strategy.parallel import Ranks, replace_weights
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def make(settings: dict[str, Any], ranks: Ranks) -> Zero:
         settings: DeepSpeed's, complete.
         ranks: Of the run.
     """
+    build_lock.use()
     # The hook measures the norm, and leaves clipping to DeepSpeed.
     warnings.filterwarnings("ignore", "Since DeepSpeed handles gradient clipping internally")
     warnings.filterwarnings("ignore", "When saving the DeepSpeed Stage 3 checkpoint")
