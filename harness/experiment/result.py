@@ -64,7 +64,8 @@ def write_success(
     steady = meter.steady if meter.steady.steps else meter.total
     use = steady.use(meter.peaks)
     world_size = config.data_ranks
-    first_step = progression.first_step_at or time.monotonic()
+    now = time.monotonic()
+    first_step = progression.first_step_at or now
     content = figures(folder, config, "completed", startup.started) | {
         "tokens": meter.total.tokens * world_size,
         "train_loss": progression.train_loss,
@@ -92,6 +93,7 @@ def write_success(
         "memory": memory(progression.memory.get("memory/peak_allocated_gib")),
         "startup_time_s": first_step - startup.started,
         "startup": startup.seconds(first_step),
+        "finish_time_s": now - (progression.last_step_at or now),
         "warm": startup.warm,
         "error": None,
     }

@@ -60,6 +60,8 @@ class Progression:
     """Peak GPU memory at the last reading; Lightning moves the model off the GPU when it ends."""
     first_step_at: float | None = None
     """Clock reading (`time.monotonic()`) at the end of the first optimiser step."""
+    last_step_at: float | None = None
+    """The same of the last one."""
 
 
 class BetweenSteps(lightning.Callback):
@@ -179,8 +181,9 @@ class BetweenSteps(lightning.Callback):
         sums = module.channel_loss.take(module.device)
         origins, self._origins = self._origins, []
         self.recorder.step(step, module.meter.end_step(), module.grad_norm, module.learning_rates, sums, origins)
+        self.progression.last_step_at = time.monotonic()
         if self.progression.first_step_at is None:
-            self.progression.first_step_at = time.monotonic()
+            self.progression.first_step_at = self.progression.last_step_at
 
     def _keep_batch(self, trainer: lightning.Trainer, step: int) -> None:
         """Writes what this rank had in a step into the run folder. An error is on its way: another is only logged."""

@@ -34,7 +34,7 @@ class Baton(FileBaton):
         except FileExistsError:
             return False
         os.write(file, f"{socket.gethostname()} {os.getpid()}".encode())
-        self.fd = file
+        self.fd = file  # type: ignore[assignment]
         return True
 
 
