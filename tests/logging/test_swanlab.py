@@ -33,7 +33,7 @@ def test_an_offline_record_has_rows_and_config(tmp_path: Path) -> None:
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "swanlab", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="logging=swanlab: the package swanlab is missing"):
+    with pytest.raises(UserError, match="logging=swanlab: swanlab is not installed"):
         build(SwanlabConfig(), make_run(tmp_path))
 
 
