@@ -8,7 +8,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from harness.errors import UserError
 
-UNREADABLE = (ValueError, TypeError, AttributeError, LookupError, RecursionError, yaml.YAMLError, OmegaConfBaseException)
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    yaml.YAMLError,
+    OmegaConfBaseException,
+)
 """What PyYAML and OmegaConf raise on a broken file: the constructors of tags (`!!bool maybe`) check nothing."""
 
 _MAX_NODES = 100_000
