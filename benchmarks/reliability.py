@@ -2,6 +2,7 @@
 
 OMP_NUM_THREADS=1 python benchmarks/reliability.py --kills 20 --saves 10 --damages 100 --signals 10 --disks 6
 OMP_NUM_THREADS=1 python benchmarks/reliability.py --fuzz 10000 --mutations --soak 10
+OMP_NUM_THREADS=1 python benchmarks/reliability.py --sweep --slurm --bad-rows --hostile --errors
 python benchmarks/reliability.py --render
 
 Only what is asked for is measured; the other rows keep what was measured before.
@@ -21,6 +22,7 @@ from typing import Any
 
 import faults
 import torch
+import whole_commands
 
 from harness.experiment.environment import environment
 
@@ -88,7 +90,7 @@ def others(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
         "mutations": ("mutated_configs.py", []) if options.mutations else None,
         "fuzz": ("fuzz.py", ["--cases", str(options.fuzz), "--seed", str(options.seed)]) if options.fuzz else None,
         "soak": ("soak.py", ["--minutes", str(options.soak)]) if options.soak else None,
-    }
+    } | {name: (script, []) if getattr(options, name) else None for name, script in whole_commands.SCRIPTS.items()}
     for name, (script, arguments) in ((name, item) for name, item in asked.items() if item is not None):
         with tempfile.NamedTemporaryFile(suffix=".json") as file:
             command = [f"benchmarks/{script}", *arguments]
@@ -201,6 +203,7 @@ OTHER_ROWS: dict[str, Callable[[dict[str, Any]], tuple[str, ...]]] = {
     "fuzz": _fuzz_row,
     "mutations": _mutations_row,
     "soak": _soak_row,
+    **whole_commands.ROWS,
 }
 """What has a script of its own, by its key in the results."""
 
@@ -223,6 +226,8 @@ def main() -> int:
     parser.add_argument("--fuzz", type=int, default=0, help="cases of fuzz.py")
     parser.add_argument("--mutations", action="store_true", help="run mutated_configs.py")
     parser.add_argument("--soak", type=float, default=0, help="minutes of soak.py")
+    for name, script in whole_commands.SCRIPTS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=f"run {script}")
     parser.add_argument("--render", action="store_true", help="only write the table of what was measured")
     options = parser.parse_args()
     if options.render:
