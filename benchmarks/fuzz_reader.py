@@ -1,4 +1,4 @@
-"""Reads files of rows as a run does, and holds what it says of them against what they have to become: for the fuzzer."""
+"""Reads files of rows as a run does, and holds what it says of them against what they have to become."""
 
 import copy
 import json

@@ -2,8 +2,8 @@
 
 OMP_NUM_THREADS=1 python benchmarks/hostile_files.py --out FILE [--only pickle]
 
-Code in a file, if it ran, would leave a folder behind. Whether something outside the root is opened, by whatever program
-or library, the kernel tells (inotify). What a command comes to, a clear error or a completed run, is judged too.
+Code in a file, if it ran, would leave a folder behind. Whether something outside the root is opened, by whatever
+program or library, the kernel tells (inotify). What a command comes to, an error or a completed run, is judged too.
 """
 
 import argparse
