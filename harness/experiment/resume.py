@@ -61,10 +61,13 @@ def _stored(path: Path) -> list[str]:
     texts = OmegaConf.to_container(read_yaml(path))
     if not isinstance(texts, list) or not all(isinstance(item, str) for item in texts):
         raise UserError(f"{path}: holds no list of overrides")
-    for item in parse(texts):
-        if any(
-            name and name.partition(".")[0] == "hydra" for name in (item.key_or_group.replace("/", "."), item.package)
-        ):
+    try:
+        parsed = parse(texts)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    for item in parsed:
+        names = item.key_or_group.replace("/", "."), item.package or ""
+        if any(name.partition(".")[0] == "hydra" for name in names):
             raise UserError(f"{path}: {item.input_line}: a setting of Hydra's own is no part of a run; remove the line")
     return texts
 
