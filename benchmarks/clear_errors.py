@@ -49,6 +49,8 @@ MISTAKES = {
     "-m tuner.rank=8,0": "in the trial tuner.rank=0: ",
 }
 """What is typed, and words of the message, whatever their case."""
+LIMIT_S = 3.0
+"""In which each has to be told."""
 LOADING = ("torch", "transformers", "safetensors")
 SPY = """
 import atexit, os, sys
@@ -103,6 +105,7 @@ def measure(only: str, repeat: int) -> dict[str, Any]:
     return {
         "tried": len(found),
         "wrong": [item for item in found if not item["ok"]],
+        "in_time": sum(item["ok"] and item["seconds"] < LIMIT_S for item in found),
         "median_s": median(item["seconds"] for item in found),
         "longest_s": max(item["seconds"] for item in found),
         "repeat": repeat,

@@ -14,11 +14,12 @@ SCRIPTS = {
 
 
 def _sweep_row(found: dict[str, Any]) -> tuple[str, ...]:
+    codes = " and ".join(map(str, sorted(set(found["exit_codes"]))))
     return (
         f"sweep of {found['trials']}: one raises, one NaN, one out of memory, one killed, launcher killed and run "
         "again",
         "8 done once, 4 reported",
-        f"{found['done']} done once, {found['reported']} reported, exit codes {found['exit_codes']}",
+        f"{found['done']} done once, {found['reported']} reported, exit code {codes}",
         "launcher dies (1)",
     )
 
@@ -56,11 +57,10 @@ def _hostile_row(found: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _errors_row(found: dict[str, Any]) -> tuple[str, ...]:
-    right = found["tried"] - len(found["wrong"])
     return (
         f"time to a clear error, {found['tried']} likely mistakes, each a process",
         "under 3 s, before weights load",
-        f"{right} of {found['tried']}, median {found['median_s']:.1f} s, longest {found['longest_s']:.1f} s",
+        f"{found['in_time']} of {found['tried']}, median {found['median_s']:.1f} s, longest {found['longest_s']:.1f} s",
         "minutes (1)",
     )
 
