@@ -31,15 +31,17 @@ import fuzz_checkpoints
 import fuzz_configs
 import fuzz_images
 import fuzz_rows
+import fuzz_tables
 
 ROOT = Path(__file__).parent.parent
 LIMIT_S = 20.0
 """Longest case; most take milliseconds, a row of 64 MiB a second."""
-SHARES = {"rows": 50, "images": 25, "configs": 10, "checkpoints": 15}
+SHARES = {"rows": 35, "images": 20, "tables": 25, "configs": 8, "checkpoints": 12}
 """Cases of each family in a hundred."""
 FAMILIES: dict[str, Callable[[Path], Callable[[Path, random.Random, dict[str, str]], None]]] = {
     "rows": fuzz_rows.rows,
     "images": fuzz_images.images,
+    "tables": fuzz_tables.tables,
     "configs": fuzz_configs.configs,
     "checkpoints": fuzz_checkpoints.checkpoints,
 }

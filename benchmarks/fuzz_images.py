@@ -7,7 +7,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from fuzz_rows import Note, Reader, Run, as_line, write
+from fuzz_reader import Note, Reader, Run, as_line
+from fuzz_rows import write
 from PIL import Image
 
 

@@ -4,6 +4,7 @@ OMP_NUM_THREADS=1 python benchmarks/reliability.py --kills 20 --saves 10 --damag
 OMP_NUM_THREADS=1 python benchmarks/reliability.py --fuzz 10000 --mutations --soak 10
 OMP_NUM_THREADS=1 python benchmarks/reliability.py --rank-kills 44 --rank-signals 50 --tracker-kills 20 \
     --clock-kills 20 --adapter-size
+OMP_NUM_THREADS=1 python benchmarks/reliability.py --sweep --slurm --bad-rows --hostile --errors
 python benchmarks/reliability.py --render
 
 Only what is asked for is measured; the other rows keep what was measured before.
@@ -23,6 +24,7 @@ from typing import Any
 
 import faults
 import torch
+import whole_commands
 
 from harness.experiment.environment import environment
 
@@ -98,7 +100,7 @@ def others(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
         "fuzz": ("fuzz.py", ["--cases", str(options.fuzz), "--seed", str(options.seed)]) if options.fuzz else None,
         "soak": ("soak.py", ["--minutes", str(options.soak)]) if options.soak else None,
         "adapter_size": ("adapter_size.py", []) if options.adapter_size else None,
-    }
+    } | {name: (script, []) if getattr(options, name) else None for name, script in whole_commands.SCRIPTS.items()}
     for name, (script, option) in COUNTED.items():
         count = getattr(options, name)
         asked[name] = (script, [option, str(count), "--seed", str(options.seed)]) if count else None
@@ -278,6 +280,7 @@ OTHER_ROWS: dict[str, Callable[[dict[str, Any]], tuple[str, ...]]] = {
     "tracker_kills": _tracker_kills_row,
     "clock_kills": _clock_kills_row,
     "adapter_size": _adapter_size_row,
+    **whole_commands.ROWS,
 }
 """What has a script of its own, by its key in the results."""
 
@@ -303,6 +306,8 @@ def main() -> int:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=0, help=f"{option} of {script}")
     parser.add_argument("--adapter-size", action="store_true", help="run adapter_size.py")
     parser.add_argument("--soak", type=float, default=0, help="minutes of soak.py")
+    for name, script in whole_commands.SCRIPTS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=f"run {script}")
     parser.add_argument("--render", action="store_true", help="only write the table of what was measured")
     options = parser.parse_args()
     if options.render:

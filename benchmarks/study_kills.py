@@ -29,9 +29,10 @@ TIMED = ("sweep", "wall_time", "hours", "per_s", "gib", "command")
 """Words in the names of the report's columns that differ from run to run."""
 
 
-def start(study: str, folder: Path, more: Sequence[str]) -> "subprocess.Popen[bytes]":
+def start(study: str, folder: Path, more: Sequence[str], launcher: str = "pool") -> "subprocess.Popen[bytes]":
     """Starts a study in its folder, or goes on with it."""
-    command = ["-m", "harness", "-m", f"+sweep={study}", "hydra/launcher=pool", f"hydra.sweep.dir={folder}", *more]
+    own = [f"+sweep={study}", f"hydra/launcher={launcher}", f"hydra.sweep.dir={folder}"]
+    command = ["-m", "harness", "-m", *own, *more]
     with open(folder.with_suffix(".log"), "ab") as log:
         return subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment(), stdout=log, stderr=log)
 

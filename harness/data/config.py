@@ -247,6 +247,13 @@ class DataConfig:
         if self.padding_side is PaddingSide.left and (self.packing or self.padding_free):
             raise reject("data.padding_side", "left", "has no effect without padding; unset packing and padding_free")
 
+    def look(self) -> None:
+        """Looks at what is there to be read, as far as that takes no time.
+
+        Raises:
+            UserError: Something can not be used.
+        """
+
     def longest_sample(self) -> int | None:
         """Returns the longest row allowed in tokens: that of a pack or batch, where it is shorter."""
         limits = [self.max_length, self.packing_length, self.max_tokens_per_batch]

@@ -29,6 +29,7 @@ from harness.data.stream_plan import StreamPlan
 from harness.data.template.encoder import Encoder, PromptSample
 from harness.data.template.text import channel_key
 from harness.errors import UserError, reject
+from harness.logging.setup import FILE_ONLY
 
 if TYPE_CHECKING:
     from harness.model.feature_cache import FeatureCache
@@ -335,6 +336,8 @@ class DataModule(L.LightningDataModule):
         sizes = np.ascontiguousarray(found.arrays.stamps[:, 0]).tobytes()
         self.fingerprint = hashlib.sha256(self.fingerprint.encode() + sizes).hexdigest()
         samples = index(rows, found, self.encoder, account)
+        for _, error in sorted(found.errors.items()):
+            log.warning("%s: skipped %s", split, error, extra={FILE_ONLY: True})
         log.info("%s: %s", split, account.text())
         if not len(samples):
             left = ", ".join(filter(None, (account.skipped.text(), account.dropped.text())))

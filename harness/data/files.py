@@ -6,7 +6,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.data.config import DataConfig
+from harness.data.config import DataConfig, OnError
 from harness.errors import reject
 from harness.registry import register
 
@@ -75,6 +75,20 @@ class FilesConfig(DataConfig):
         self._check_weights()
         self._check_streaming()
 
+    def look(self) -> None:
+        """Finds all files, and reads the first row of each that is one row behind the other.
+
+        Raises:
+            UserError: One is missing, or a row that will be read can not be used.
+        """
+        from harness.data.source.first_row import look
+
+        # What is drawn by chance need not come up.
+        certain = not (self.streaming or self.weights or self.on_error is OnError.skip)
+        for key, entries in (("data.train", self.train), ("data.val", self.val)):
+            for entry in entries:
+                look(key, entry, self.columns, _reading(self, _cache(self)) if certain else None)
+
     def _check_weights(self) -> None:
         if self.weights is None:
             if self.stopping is not Stopping.first_exhausted:
@@ -134,7 +148,7 @@ def build(config: FilesConfig) -> "Sources":
     from harness.data.source.rows import digest
     from harness.data.source.stream import open_stream
 
-    cache = None if config.cache_dir is None else Path(config.cache_dir)
+    cache = _cache(config)
     options = Options(config.columns, cache)
     reading = _reading(config, cache)
     if config.streaming:
@@ -192,6 +206,10 @@ def _open(key: str, texts: list[str], options: "Options") -> tuple[tuple["Table"
         for spec, of_entry in zip(specs, numbers, strict=True)
     ]
     return tuple(opener.tables), entries
+
+
+def _cache(config: FilesConfig) -> Path | None:
+    return None if config.cache_dir is None else Path(config.cache_dir)
 
 
 def _reading(config: FilesConfig, cache: Path | None) -> "Reading":

@@ -4,6 +4,7 @@ Only text is done here, which costs a fraction of a millisecond a row; the worke
 depend on neither the number of workers nor their pace. A run resumes by reading the stream again up to where it was.
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ from harness.data.row import RowStream
 from harness.data.row_error import RowError
 from harness.data.template.encoder import Dropped, EncodedSample, Encoder
 from harness.errors import UserError
+from harness.logging.setup import FILE_ONLY
+
+log = logging.getLogger(__name__)
 
 _POOL = 32
 """Packs, or micro-batches, whose samples are looked at together: more fill packs better and cost memory."""
@@ -92,6 +96,7 @@ class StreamPlan:
                 if not self.skip:
                     raise
                 self.account.skipped.add(error.reason, str(error))
+                log.warning("train: skipped %s", error, extra={FILE_ONLY: True})
                 continue
             if isinstance(samples, Dropped):
                 self.account.dropped.add(samples.reason, samples.origin)

@@ -32,6 +32,9 @@ def cause_of(raised: BaseException) -> BaseException:
 
 def end_of(error: BaseException) -> End:
     """Returns the end that an error stands for."""
+    if isinstance(error, UserError):
+        # Before the imports: it may be one that was found without them.
+        return End("failed", EXIT_USER)
     import torch
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -42,7 +45,6 @@ def end_of(error: BaseException) -> End:
     if isinstance(error, Preempted):
         return End("preempted", 128 + error.number)
     ends: list[tuple[type[BaseException], End]] = [
-        (UserError, End("failed", EXIT_USER)),
         (HungError, End("failed", EXIT_HUNG)),
         (DivergedError, End("diverged", EXIT_CRASH)),
         (torch.OutOfMemoryError, End("out_of_memory", EXIT_CRASH)),
@@ -50,6 +52,25 @@ def end_of(error: BaseException) -> End:
         (SIGTERMException, End("preempted", 128 + signal.SIGTERM)),
     ]
     return next((end for kind, end in ends if isinstance(error, kind)), End("failed", EXIT_CRASH))
+
+
+def write_failure(folder: RunFolder, config: RunConfig, status: str, error: BaseException, started: float) -> None:
+    """Writes the summary and the status of a run that did not complete.
+
+    Args:
+        folder: The run folder.
+        config: The run's config.
+        status: failed, diverged, preempted or out_of_memory.
+        error: What ended it.
+        started: `time.time()` at the start of the process.
+    """
+    reason = f"{type(error).__name__}: {error}"
+    before = folder.read_summary()
+    if isinstance(error, UserError) and before:
+        # A resume that was refused takes nothing from the result that is there.
+        folder.write_status(state=before["status"], exit_reason=reason)
+        return
+    write_end(folder, config, status, reason, started)
 
 
 def write_end(folder: RunFolder, config: RunConfig, status: str, reason: str, started: float) -> None:

@@ -134,7 +134,9 @@ def progression_so_far(
     if best_step in by_step:
         best = replace(best, value=by_step[best_step].get(best.metric), step=best_step)
     val = by_step[max(by_step)] if by_step else {}
-    return Progression(best=best, baseline=by_step.get(0, {}), val=val, train_loss=rows[-1].get("train/loss"))
+    # Rows are not synced as checkpoints are: without power, a machine may keep the checkpoint alone.
+    loss = rows[-1].get("train/loss") if rows else None
+    return Progression(best=best, baseline=by_step.get(0, {}), val=val, train_loss=loss)
 
 
 def loss_check_so_far(config: RunConfig, folder: RunFolder, start_step: int) -> LossCheck:

@@ -9,8 +9,7 @@ from typing import Any
 from torch import nn
 
 from harness.config import RunConfig
-from harness.errors import UserError
-from harness.experiment.end import figures, write_end
+from harness.experiment.end import figures, write_failure
 from harness.experiment.failure import log_of, report
 from harness.experiment.folder import RunFolder, write_json
 from harness.experiment.rank import global_rank
@@ -100,25 +99,6 @@ def write_success(
     write_json(folder.summary, content)
     folder.write_status(state="completed", exit_reason=None)
     return content
-
-
-def write_failure(folder: RunFolder, config: RunConfig, status: str, error: BaseException, started: float) -> None:
-    """Writes the summary and the status of a run that did not complete.
-
-    Args:
-        folder: The run folder.
-        config: The run's config.
-        status: failed, diverged, preempted or out_of_memory.
-        error: What ended it.
-        started: `time.monotonic()` at the start of the process.
-    """
-    reason = f"{type(error).__name__}: {error}"
-    before = folder.read_summary()
-    if isinstance(error, UserError) and before:
-        # A resume that was refused takes nothing from the result that is there.
-        folder.write_status(state=before["status"], exit_reason=reason)
-        return
-    write_end(folder, config, status, reason, started)
 
 
 def end_hung(folder: RunFolder, config: RunConfig, startup: Startup, error: HungError) -> None:

@@ -9,7 +9,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import OmegaConf
 
 from harness import config
-from harness.compose import compose_config
+from harness.compose import compose_config, parse
 from harness.config import RunConfig
 from harness.errors import UserError
 from harness.yaml_file import read_yaml
@@ -55,11 +55,20 @@ def _stored(path: Path) -> list[str]:
     """Reads the overrides that a run was started with.
 
     Raises:
-        UserError: The file is damaged.
+        UserError: The file is damaged, or sets something of Hydra's own, which no run writes there: with it, a
+            stranger's folder could have Hydra call what it likes.
     """
     texts = OmegaConf.to_container(read_yaml(path))
     if not isinstance(texts, list) or not all(isinstance(item, str) for item in texts):
         raise UserError(f"{path}: holds no list of overrides")
+    try:
+        parsed = parse(texts)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    for item in parsed:
+        names = item.key_or_group.replace("/", "."), item.package or ""
+        if any(name.partition(".")[0] == "hydra" for name in names):
+            raise UserError(f"{path}: {item.input_line}: a setting of Hydra's own is no part of a run; remove the line")
     return texts
 
 

@@ -20,9 +20,10 @@ from harness import registry
 from harness.config import RunConfig, load
 from harness.errors import EXIT_USER, UserError, tell
 from harness.experiment.compile_cache import keep_compiled
-from harness.experiment.end import cause_of, end_of
+from harness.experiment.end import cause_of, end_of, write_failure
 from harness.experiment.failure import report
 from harness.experiment.folder import RunFolder
+from harness.experiment.preflight import look
 from harness.experiment.rank import end_with_parent, forget_ranks, global_rank, local_rank
 from harness.experiment.ranks import AS_RANK, places_here, supervise
 from harness.experiment.startup import Phase, Startup
@@ -96,6 +97,7 @@ def _run(
     """Trains and turns every way to end into a summary, a status and an exit code."""
     keep_compiled(config.data.cache_dir)
     try:
+        look(config)
         with _reading(config, kept) as weights:
             # Weights are on their way while the heavy packages are imported.
             from harness.experiment.group import joined
@@ -111,8 +113,6 @@ def _run(
         if is_rank:
             report(folder, global_rank(), error)
         if global_rank() == 0:
-            from harness.experiment.result import write_failure
-
             write_failure(folder, config, status, error, startup.started)
         if isinstance(error, UserError):
             raise

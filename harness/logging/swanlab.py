@@ -5,11 +5,11 @@ The id is the run's, so that online a resumed run goes on in its experiment; off
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.errors import UserError, reject
+from harness.library import Library
 from harness.logging.run_info import RunInfo
-from harness.logging.tracker import require
 from harness.registry import register
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class SwanlabMode(Enum):
 class SwanlabConfig:
     """An experiment in SwanLab, beside the console."""
 
+    library: ClassVar[Library] = Library("swanlab", "swanlab", "swanlab")
     name: str = "swanlab"
     project: str = "harness"
     """SwanLab project."""
@@ -56,7 +57,7 @@ def build(config: SwanlabConfig, run: RunInfo) -> list["Logger"]:
     Raises:
         UserError: The package is missing, or the server did not take the run.
     """
-    require("swanlab")
+    config.library.find(f"logging={config.name}")
     if config.mode is SwanlabMode.local:
         from importlib.util import find_spec
 

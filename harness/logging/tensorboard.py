@@ -1,11 +1,11 @@
 """TensorBoard event files in `<run folder>/tensorboard`."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.errors import reject
+from harness.library import Library
 from harness.logging.run_info import RunInfo
-from harness.logging.tracker import require
 from harness.registry import register
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 class TensorboardConfig:
     """Curves for `tensorboard --logdir outputs`, beside the console."""
 
+    library: ClassVar[Library] = Library("tensorboard", "tensorboard", "tensorboard")
     name: str = "tensorboard"
     flush_seconds: int = 30
     """Seconds between two writes of what was logged: what a killed process leaves out until the run goes on."""
@@ -33,7 +34,7 @@ def build(config: TensorboardConfig, run: RunInfo) -> list["Logger"]:
     Raises:
         UserError: The package tensorboard is missing.
     """
-    require("tensorboard")
+    config.library.find(f"logging={config.name}")
     from lightning.pytorch.loggers import TensorBoardLogger
     from lightning.pytorch.utilities import rank_zero_only
 

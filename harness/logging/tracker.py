@@ -38,18 +38,3 @@ def finish(loggers: Sequence["Logger"], exit_code: int, summary: Mapping[str, An
         if isinstance(logger, WandbLogger):
             logger.experiment.summary.update(dict(summary or {}))
             logger.experiment.finish(exit_code=exit_code)
-
-
-def require(package: str) -> None:
-    """Refuses a tracker whose package is missing.
-
-    Raises:
-        UserError: It can not be imported; says what to install.
-    """
-    from importlib.util import find_spec
-
-    from harness.errors import UserError
-
-    if find_spec(package) is None:
-        remedy = f"pip install 'qwen3-vl-harness[{package}]'"
-        raise UserError(f"logging={package}: the package {package} is missing; run {remedy}")

@@ -13,13 +13,13 @@ import urllib.request
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
 from harness.errors import UserError, reject
 from harness.experiment.folder import RunFolder
+from harness.library import Library
 from harness.logging.run_info import RunInfo
-from harness.logging.tracker import require
 from harness.registry import register
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class WandbMode(Enum):
 class WandbConfig:
     """A run in Weights & Biases, beside the console."""
 
+    library: ClassVar[Library] = Library("wandb", "wandb", "wandb")
     name: str = "wandb"
     project: str = "harness"
     """W&B project."""
@@ -74,7 +75,7 @@ def build(config: WandbConfig, run: RunInfo) -> list["Logger"]:
     Raises:
         UserError: The package wandb is missing, or `mode=online` without a key or a server.
     """
-    require("wandb")
+    config.library.find(f"logging={config.name}")
     from lightning.pytorch.utilities import rank_zero_only
 
     from harness.logging.wandb_logger import StepLogger

@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from harness.model.checkpoint_path import resolve
+from harness.model.checkpoint_path import INDEX, WHOLE, resolve
 from harness.model.qwen3_vl import Dtype, Qwen3VLConfig
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ THREADS = 4
 _SWITCH_S = 0.0005
 """Longest wait for the interpreter behind an importing main thread; each tensor needs it a few times."""
 _PENDING = torch.empty(0)
-_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class Weights:
@@ -149,7 +148,7 @@ def begin(config: Qwen3VLConfig, device: torch.device, kept: "Kept | None" = Non
 
 def is_readable(folder: Path) -> bool:
     """Whether this is a folder whose weights lie in safetensors files of the usual names."""
-    if not any((folder / name).is_file() for name in (_WHOLE, _INDEX)):
+    if not any((folder / name).is_file() for name in (WHOLE, INDEX)):
         return False
     # A checkpoint may name other files, which transformers finds, or hold weights that it has to unpack.
     described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -157,10 +156,10 @@ def is_readable(folder: Path) -> bool:
 
 
 def _files(folder: Path) -> list[Path]:
-    if (folder / _WHOLE).is_file():
-        return [folder / _WHOLE]
+    if (folder / WHOLE).is_file():
+        return [folder / WHOLE]
     try:
-        shards = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()
+        shards = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
         return [folder / name for name in sorted(set(shards))]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise OSError(f"{_INDEX} is damaged") from error
+        raise OSError(f"{INDEX} is damaged") from error

@@ -1,9 +1,10 @@
 """What the 8-bit optimisers of bitsandbytes share: their settings, and the check that the library is there."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from harness.errors import UserError, reject
+from harness.errors import reject
+from harness.library import Library
 from harness.optim.adam import AdamConfig
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ _BYTES = 2 * (1 + 4 / 256)
 class EightBitConfig(AdamConfig):
     """Shared fields; an optimiser extends it by fields only."""
 
+    library: ClassVar[Library] = Library("bitsandbytes", "bitsandbytes", "bitsandbytes")
+    """Whose optimisers they are."""
     min_8bit_size: int = 4096
     """Parameters with fewer values keep running means of 32 bits: it costs little, and 8 bits hurt most there."""
 
@@ -52,13 +55,8 @@ def make(name: str, config: EightBitConfig, groups: list[dict[str, Any]], *, pag
     Raises:
         UserError: bitsandbytes is not installed.
     """
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"optim={name}: bitsandbytes is not installed; pip install -c constraints.txt -e '.[bitsandbytes]'"
-        ) from error
-    from harness.optim.eight_bit_optimizer import EightBitAdamW
+    with config.library.needed(f"optim={name}"):
+        from harness.optim.eight_bit_optimizer import EightBitAdamW
 
     betas = config.beta1, config.beta2
     return EightBitAdamW(groups, betas, config.eps, min_8bit_size=config.min_8bit_size, paged=paged)

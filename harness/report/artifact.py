@@ -4,8 +4,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from harness.logging.tracker import require
-from harness.logging.wandb import WandbMode, choose_mode
+from harness.logging.wandb import WandbConfig, WandbMode, choose_mode
 
 
 def send(folder: Path, project: str, study: str) -> None:
@@ -19,7 +18,7 @@ def send(folder: Path, project: str, study: str) -> None:
     Raises:
         UserError: The package wandb is missing.
     """
-    require("wandb")
+    WandbConfig.library.find("--wandb")
     import wandb
 
     with open(folder / "report.csv", encoding="utf-8", newline="") as file:

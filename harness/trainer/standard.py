@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import reject
+from harness.errors import UserError, reject
 from harness.registry import register
 
 if TYPE_CHECKING:
@@ -241,6 +241,11 @@ def training_device(config: StandardConfig, rank: int) -> "torch.device":
     return torch.device("cuda", rank) if pick_accelerator(config) == "gpu" else torch.device("cpu")
 
 
+def no_gpu() -> UserError:
+    """Returns what is said where trainer.accelerator=gpu finds none."""
+    return reject("trainer.accelerator", "gpu", "torch sees no GPU here; use cpu or auto")
+
+
 def pick_accelerator(config: StandardConfig) -> str:
     """Returns gpu or cpu.
 
@@ -251,7 +256,7 @@ def pick_accelerator(config: StandardConfig) -> str:
 
     on_gpu = torch.cuda.is_available() if config.accelerator is Accelerator.auto else config.accelerator.name == "gpu"
     if on_gpu and not torch.cuda.is_available():
-        raise reject("trainer.accelerator", "gpu", "torch sees no GPU here; use cpu or auto")
+        raise no_gpu()
     if on_gpu and config.devices > torch.cuda.device_count():
         shown = f"there are {torch.cuda.device_count()} GPUs here"
         hint = "; every task has to see all of its node's: srun --gpus-per-node, without --gpus-per-task"

@@ -11,10 +11,7 @@ from harness.errors import UserError, reject
 from harness.freeze.policy import Policy
 from harness.model.component import PREFIXES, component_of, names
 from harness.tuner.beside import modules_beside
-from harness.tuner.targeted import TargetedConfig
-
-ALL_LINEAR = "all-linear"
-"""Every linear layer that the freeze policy leaves free, but the head, as ms-swift's default."""
+from harness.tuner.targeted import ALL_LINEAR, TargetedConfig
 
 _LAYERS = "model.language_model.layers"
 

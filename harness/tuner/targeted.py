@@ -8,6 +8,9 @@ from harness.errors import reject
 from harness.tuner.budget import check_budget
 from harness.tuner.trained_dtype import TrainedDtype
 
+ALL_LINEAR = "all-linear"
+"""Every linear layer that the freeze policy leaves free, but the head, as ms-swift's default."""
+
 
 @dataclass(kw_only=True, slots=True)
 class TargetedConfig:
@@ -21,7 +24,7 @@ class TargetedConfig:
     budget: int | None = None
     """Trainable parameters, in place of the method's size (rank, block_size, n_frequency): the largest that trains no
     more. modules_to_save and biases count. alpha stays as it is."""
-    target_modules: list[str] = field(default_factory=lambda: ["all-linear"])
+    target_modules: list[str] = field(default_factory=lambda: [ALL_LINEAR])
     """Names as a suffix (`q_proj`, `mlp.up_proj`), or all-linear: all of what is neither frozen nor trained in full."""
     target_regex: str | None = None
     """Instead of target_modules: a regular expression that names of linear layers match in full."""
@@ -39,7 +42,7 @@ class TargetedConfig:
         check_budget(self)
         if not self.target_modules:
             raise reject("tuner.target_modules", [], "name at least one module, or all-linear")
-        if self.target_regex is not None and self.target_modules != ["all-linear"]:
+        if self.target_regex is not None and self.target_modules != [ALL_LINEAR]:
             raise reject("tuner.target_regex", self.target_regex, "stands instead of tuner.target_modules: give one")
         if self.layers_to_transform == []:
             raise reject("tuner.layers_to_transform", [], "name at least one decoder layer, or null for all")

@@ -11,7 +11,7 @@ from harness.errors import UserError
     ("overrides", "message"),
     [
         (["tuner.rank=65", "freeze=none"], r"tuner\.rank=65: is larger than the layer model\.visual\.\S+: at most 64"),
-        (["tuner.target_modules=[q_projection]"], r"q_projection: matches no linear layer; known: .*q_proj"),
+        (["tuner.target_modules=[q_projection]"], r"q_projection: matches no linear layer; did you mean q_proj"),
         (["tuner.target_regex=.*nothing"], r"tuner\.target_regex=\.\*nothing: matches no linear layer; known:"),
         (["freeze=regex", "freeze.regex=nothing"], r"freeze\.regex=nothing: matches no parameter of the model"),
         (["tuner=full", "optim=galore"], r"optim\.rank=128: .* 64 fits all targets"),

@@ -202,6 +202,10 @@ def test_sharing_otherwise_is_refused_where_steps_would_be_others(make_run, chan
         ("- `a`", r"overrides\.yaml: not readable as YAML"),
         ("a: b", r"overrides\.yaml: holds no list of overrides"),
         ("- [a]", r"overrides\.yaml: holds no list of overrides"),
+        ("- +hydra.callbacks.it={_target_:os.getcwd}", r"overrides\.yaml: \+hydra\..*: a setting of Hydra's own"),
+        ("- optim", r"overrides\.yaml: optim: not of the form"),
+        ("- hydra/launcher=pool", r"overrides\.yaml: hydra/launcher=pool: a setting of Hydra's own"),
+        ("- +tuner@hydra.callbacks.it=lora", r"a setting of Hydra's own"),
         ("- tuner.rnak=4", r"with the overrides of that run: tuner\.rnak=4: no such key"),
     ],
 )

@@ -43,7 +43,7 @@ def test_a_server_is_not_sent_again_what_it_has() -> None:
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "swanlab", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="logging=swanlab: the package swanlab is missing"):
+    with pytest.raises(UserError, match="logging=swanlab: swanlab is not installed"):
         build(SwanlabConfig(), make_run(tmp_path))
 
 

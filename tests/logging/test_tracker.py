@@ -2,8 +2,7 @@ import pytest
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from harness.errors import UserError
-from harness.logging.tracker import finish, log_row, require
+from harness.logging.tracker import finish, log_row
 
 
 class Recorder(DummyLogger):
@@ -39,15 +38,3 @@ def test_other_ranks_finish_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     logger = Recorder()
     finish([logger], 0)
     assert logger.status == []
-
-
-def test_a_missing_package_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(
-        UserError, match=r"logging=wandb: the package wandb is missing; run pip install 'qwen3-vl-harness\[wan"
-    ):
-        require("wandb")
-
-
-def test_a_present_package_is_no_error() -> None:
-    require("json")

@@ -31,4 +31,4 @@ def test_table_and_files_are_an_artifact(sweep, tmp_path):
 def test_a_missing_package_is_named(sweep, monkeypatch, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["--no-pictures", "--wandb", "p", str(sweep)]) == 2
-    assert "the package wandb is missing" in capsys.readouterr().err
+    assert "wandb is not installed" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`python -m harness` whose warm trials run in `mortal_worker`."""
+"""`python -m harness` whose trials run in `mortal_worker`."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from harness.__main__ import main
 from harness.sweep import pool
 
-pool.WORKER = (sys.executable, str(Path(__file__).with_name("mortal_worker.py")))
+pool.COMMAND = pool.WORKER = (sys.executable, str(Path(__file__).with_name("mortal_worker.py")))
 
 if __name__ == "__main__":
     sys.exit(main())

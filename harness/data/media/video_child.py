@@ -120,7 +120,9 @@ def answer(request: dict[str, Any], content: bytes | None, output: Connection) -
     except Exception as error:  # libraries raise nearly anything on damaged files
         if isinstance(error, FileNotFoundError):
             return {"reason": "missing video", "detail": "can not be opened: no such file"}
-        return {"reason": "broken video", "detail": f"can not be decoded ({error})"}
+        # What FFmpeg logged last depends on which of its threads came first, and a row that fails is known by its text.
+        said = str(error).partition("; last error log:")[0]
+        return {"reason": "broken video", "detail": f"can not be decoded ({said})"}
 
 
 def serve() -> None:

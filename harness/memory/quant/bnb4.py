@@ -9,9 +9,10 @@ keeps its scales' types whatever the model is cast to, and is one operator that 
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.errors import reject
+from harness.library import Library
 from harness.memory.quant.config import QuantConfig
 from harness.model.qwen3_vl import Dtype
 from harness.registry import register
@@ -45,6 +46,7 @@ class Storage(Enum):
 class Bnb4Config(QuantConfig):
     """About 4.1 bits a weight; defaults of QLoRA, which are ms-swift's."""
 
+    library: ClassVar[Library] = Library("bitsandbytes", "bitsandbytes", "quant")
     name: str = "bnb4"
     code: Code = Code.nf4
     """nf4, for weights that are normally distributed, as trained ones are; or fp4."""
@@ -91,10 +93,9 @@ def build(config: Bnb4Config, model: "PreTrainedModel", device: "torch.device") 
     """
     import torch
 
-    from harness.memory.quant.missing import needed
     from harness.memory.quant.replace import quantize
 
-    with needed("memory/quant=bnb4", "bitsandbytes", "quant"):
+    with config.library.needed(f"memory/quant={config.name}"):
         from harness.memory.quant.bnb4_codec import quantized
 
     compute = None if config.compute_dtype is Dtype.auto else getattr(torch, config.compute_dtype.name)

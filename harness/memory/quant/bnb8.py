@@ -9,9 +9,10 @@ the identity.
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.errors import reject
+from harness.library import Library
 from harness.memory.quant.config import QuantConfig
 from harness.registry import register
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 class Bnb8Config(QuantConfig):
     """8 bits a weight, and activations in 8 bits in the forward pass."""
 
+    library: ClassVar[Library] = Library("bitsandbytes", "bitsandbytes", "quant")
     name: str = "bnb8"
     threshold: float = 6.0
     """Inputs of which some entry is larger than this are multiplied apart; the paper's. 0 multiplies all in 8 bits,
@@ -53,10 +55,9 @@ def build(config: Bnb8Config, model: "PreTrainedModel", device: "torch.device") 
     Raises:
         UserError: bitsandbytes is not installed, or see `quantize`.
     """
-    from harness.memory.quant.missing import needed
     from harness.memory.quant.replace import quantize
 
-    with needed("memory/quant=bnb8", "bitsandbytes", "quant"):
+    with config.library.needed(f"memory/quant={config.name}"):
         from harness.memory.quant.bnb8_codec import quantized
 
     def method(weight_ED: "torch.Tensor", name: str) -> "Quantized":

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from harness.errors import reject
+from harness.library import Library
 
 
 @dataclass(kw_only=True, slots=True)
@@ -12,6 +13,8 @@ class QuantConfig:
 
     changes_base: ClassVar[bool] = True
     """Whether frozen weights are no more those of the checkpoint."""
+    library: ClassVar[Library]
+    """What quantises."""
     skip: list[str] = field(default_factory=lambda: ["model.visual", "lm_head"])
     """Modules that stay as they are, each a run of whole parts of their names: `model.visual`, `lm_head`, `layers.0`,
     `down_proj`. By default the ViT and the aligner, which are small and where 4 bits cost most, and the head, whose

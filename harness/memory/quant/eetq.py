@@ -8,9 +8,10 @@ by the package `kernels` (kernels-community/quantization-eetq), as in transforme
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.errors import reject
+from harness.library import Library
 from harness.memory.quant.config import QuantConfig
 from harness.registry import register
 
@@ -29,6 +30,7 @@ _VERSION = 1
 class EetqConfig(QuantConfig):
     """8 bits a weight; there is nothing to set."""
 
+    library: ClassVar[Library] = Library("kernels", "kernels", "eetq")
     name: str = "eetq"
 
     def bytes_of(self, outputs: int, inputs: int, itemsize: int) -> int:
@@ -49,12 +51,11 @@ def build(config: EetqConfig, model: "PreTrainedModel", device: "torch.device") 
         UserError: The kernels are not there, the device has none, or see `quantize`.
     """
     from harness.memory.quant.eetq_codec import quantized, use_kernels
-    from harness.memory.quant.missing import needed
     from harness.memory.quant.replace import quantize
 
     if device.type != "cuda":
         raise reject("memory/quant", config.name, f"has kernels for NVIDIA GPUs alone, and this is a {device.type}")
-    with needed("memory/quant=eetq", "kernels", "eetq"):
+    with config.library.needed(f"memory/quant={config.name}"):
         from kernels import get_kernel
 
         try:

@@ -7,9 +7,10 @@ scale and zero; they are held in the type of the weight, as there, but packed he
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.errors import reject
+from harness.library import Library
 from harness.memory.quant.config import QuantConfig
 from harness.registry import register
 
@@ -26,6 +27,7 @@ _BITS = (8, 4, 3, 2, 1)
 class HqqConfig(QuantConfig):
     """Defaults of the library."""
 
+    library: ClassVar[Library] = Library("hqq", "hqq", "hqq")
     name: str = "hqq"
     bits: int = 4
     """Bits of a weight: 8, 4, 3, 2 or 1; a group's scale and zero come on top."""
@@ -65,10 +67,9 @@ def build(config: HqqConfig, model: "PreTrainedModel", device: "torch.device") -
     import torch
 
     from harness.memory.quant.grouped import grouped
-    from harness.memory.quant.missing import needed
     from harness.memory.quant.replace import quantize
 
-    with needed("memory/quant=hqq", "hqq", "hqq"):
+    with config.library.needed(f"memory/quant={config.name}"):
         from hqq.core.quantize import Quantizer
 
     def method(weight_ED: torch.Tensor, name: str) -> "Quantized":

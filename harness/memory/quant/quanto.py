@@ -8,9 +8,10 @@ and zero. Deviation: it subtracts zero x scale behind the product with the scale
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.errors import reject
+from harness.library import Library
 from harness.memory.quant.config import QuantConfig
 from harness.registry import register
 
@@ -37,6 +38,7 @@ _BITS = {Weights.int2: 2, Weights.int4: 4, Weights.int8: 8, Weights.float8: 8}
 class QuantoConfig(QuantConfig):
     """Defaults of the library."""
 
+    library: ClassVar[Library] = Library("optimum.quanto", "optimum-quanto", "quant")
     name: str = "quanto"
     weights: Weights = Weights.int8
     """Type of the weights: int8, float8 (e4m3), int4 or int2. Products run in the type of the others."""
@@ -72,10 +74,9 @@ def build(config: QuantoConfig, model: "PreTrainedModel", device: "torch.device"
     import torch
 
     from harness.memory.quant.grouped import grouped
-    from harness.memory.quant.missing import needed
     from harness.memory.quant.replace import quantize
 
-    with needed("memory/quant=quanto", "optimum-quanto", "quant"):
+    with config.library.needed(f"memory/quant={config.name}"):
         from optimum.quanto import AbsmaxOptimizer, MaxOptimizer, qtypes
 
     bits = _BITS[config.weights]

@@ -9,9 +9,10 @@ the others.
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.errors import reject
+from harness.library import Library
 from harness.memory.quant.config import QuantConfig
 from harness.registry import register
 
@@ -33,6 +34,7 @@ class Weights(Enum):
 class TorchaoConfig(QuantConfig):
     """Defaults of the library."""
 
+    library: ClassVar[Library] = Library("torchao", "torchao", "quant")
     name: str = "torchao"
     weights: Weights = Weights.int8
     """Type of the weights."""
@@ -68,10 +70,9 @@ def build(config: TorchaoConfig, model: "PreTrainedModel", device: "torch.device
     import torch
 
     from harness.memory.quant.grouped import grouped
-    from harness.memory.quant.missing import needed
     from harness.memory.quant.replace import quantize
 
-    with needed("memory/quant=torchao", "torchao", "quant"):
+    with config.library.needed(f"memory/quant={config.name}"):
         from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, quantize_
         from torchao.quantization.granularity import PerGroup
     # Not the settings of Inductor that torchao recommends: they would hold for all that is compiled.
