@@ -27,7 +27,7 @@ from tables import read_json, read_lines
 sys.path.insert(0, str(ROOT))
 from tests.sweep import local_slurm
 
-STUDY, STEPS = "rank_lr_freeze", 120
+STUDY, STEPS = "rank_lr_freeze", 400
 GRID = ("tuner.rank=4,8", "optim.lr=1e-3,3e-3", "freeze=vit_aligner", "seed=1,2")
 CPU = (
     *("trainer.accelerator=cpu", "trainer.save_every_steps=20", f"trainer.max_steps={STEPS}"),

@@ -100,7 +100,7 @@ def test_a_study_is_no_single_run():
         studies.apply(["+sweep=optimizers"], multirun=False)
 
 
-SIZES = {"rank_lr_freeze": 81, "tuners_equal_parameters": 90, "optimizers": 45, "lora_starts": 63}
+SIZES = {"rank_lr_freeze": 81, "tuners_equal_parameters": 90, "optimizers": 60, "lora_starts": 105}
 
 
 @pytest.mark.parametrize("name", studies.names())
