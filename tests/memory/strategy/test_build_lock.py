@@ -35,7 +35,11 @@ def test_that_of_a_killed_process_is_free(path, caplog):
     baton.release()
 
 
-@pytest.mark.parametrize("content", ["", f"{socket.gethostname()} {os.getpid()}", "elsewhere 4194303", "no number"])
+@pytest.mark.parametrize(
+    "content",
+    ["", f"{socket.gethostname()} {os.getpid()}", "elsewhere 4194303", "no number"],
+    ids=["torch's own", "alive", "elsewhere", "another program's"],
+)
 def test_that_of_others_is_left_alone(path, content):
     path.write_text(content)
     assert not Baton(path).try_acquire() and path.read_text() == content
