@@ -53,6 +53,7 @@ PACKAGES = (
     Package("wandb", "logging=wandb", extra="wandb"),
     Package("tensorboard", "logging=tensorboard", extra="tensorboard"),
     Package("swanlab", "logging=swanlab", extra="swanlab"),
+    Package("ray", "hydra/launcher=ray", extra="ray"),
     Package("av", "videos", extra="video"),
     Package("optuna", "hydra/sweeper=optuna", extra="optuna"),
 )
