@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from process import run_harness
+from tables import told
 
 from harness.experiment.folder import RunFolder
 
@@ -145,10 +146,7 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
         figures = measure(Path(home), options.rows)
-    print(json.dumps(figures, indent=1))
-    if options.out:
-        options.out.write_text(json.dumps(figures) + "\n", encoding="utf-8")
-    return int(bool(figures["wrong"]))
+    return told(figures, options.out)
 
 
 if __name__ == "__main__":

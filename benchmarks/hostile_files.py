@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from PIL import Image
 from process import environment
+from tables import told
 
 from harness.experiment.folder import RunFolder
 from harness.model.checkpoint_path import resolve
@@ -356,10 +357,7 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
         figures = measure(Path(home), options.only)
-    print(json.dumps(figures, indent=1))
-    if options.out:
-        options.out.write_text(json.dumps(figures) + "\n", encoding="utf-8")
-    return int(bool(figures["wrong"]))
+    return told(figures, options.out)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 
 from process import ROOT, environment
 from study_kills import report
-from tables import read_json, read_lines
+from tables import read_json, read_lines, told
 
 STEPS = 20
 BAD = {
@@ -123,10 +123,7 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
         figures = measure(Path(home), options.seed)
-    print(json.dumps(figures, indent=1))
-    if options.out:
-        options.out.write_text(json.dumps(figures) + "\n", encoding="utf-8")
-    return int(bool(figures["wrong"]))
+    return told(figures, options.out)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import Any
 
 from process import ROOT
 from study_kills import report, start, trials
-from tables import read_json, read_lines
+from tables import read_json, read_lines, told
 
 sys.path.insert(0, str(ROOT))
 from tests.sweep import local_slurm
@@ -147,10 +147,7 @@ def main() -> int:
     finally:
         local_slurm.down(slurm)
         shutil.rmtree(slurm, ignore_errors=True)
-    print(json.dumps(figures, indent=1))
-    if options.out:
-        options.out.write_text(json.dumps(figures) + "\n", encoding="utf-8")
-    return int(bool(figures["wrong"]))
+    return told(figures, options.out)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,14 @@ def keep(made: dict[str, Any], results: Path, kind: str) -> None:
     path.write_text(json.dumps(list(entries.values()), indent=1) + "\n", encoding="utf-8")
 
 
+def told(figures: Mapping[str, Any], out: Path | None) -> int:
+    """Prints a script's figures, and keeps them in a file where one is named; returns 0 where nothing is `wrong`."""
+    print(json.dumps(figures, indent=1))
+    if out:
+        out.write_text(json.dumps(figures) + "\n", encoding="utf-8")
+    return int(bool(figures["wrong"]))
+
+
 def read_lines(path: Path) -> list[str]:
     """Returns the lines of a file, none where there is no file."""
     return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []

@@ -62,7 +62,7 @@ def write_failure(folder: RunFolder, config: RunConfig, status: str, error: Base
         config: The run's config.
         status: failed, diverged, preempted or out_of_memory.
         error: What ended it.
-        started: `time.time()` at the start of the process.
+        started: `time.monotonic()` at the start of the process.
     """
     reason = f"{type(error).__name__}: {error}"
     before = folder.read_summary()

@@ -134,15 +134,13 @@ def _outcome(job: _Job) -> int:
     """Returns the trial's exit code; says in its folder what it could not itself."""
     import ray
 
-    run, sign = job.trial.run, -signal.SIGKILL
+    run = job.trial.run
     try:
         return int(ray.get(job.task))
     except ray.exceptions.TaskCancelledError:
-        if not run.read_status():
-            return -signal.SIGTERM  # it never began
-        sign, reason = -signal.SIGTERM, "cancelled"
+        code, reason = -signal.SIGTERM, "cancelled"
     except ray.exceptions.RayError as error:
-        reason = f"Ray lost the task: {' '.join(str(error).split())[:300]}"
+        code, reason = -signal.SIGKILL, f"Ray lost the task: {' '.join(str(error).split())[:300]}"
     if run.read_status().get("state") == "running":
         run.write_status(state="running", exit_reason=reason)
-    return sign
+    return code

@@ -1,5 +1,6 @@
 """Sweeps of fake trials: the command line, the folder and the signals are real."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,9 +10,19 @@ from pathlib import Path
 import pytest
 
 import harness
+from harness.experiment.folder import RunFolder
 
 ROOT = Path(harness.__file__).parent.parent
 COMMAND = Path(__file__).with_name("command.py")
+
+
+def status(trial):
+    return RunFolder(trial).read_status()
+
+
+def steps(trial):
+    path = RunFolder(trial).metrics
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 class Sweep:

@@ -1,17 +1,15 @@
 """Sweeps through a real Ray cluster of one node: a failed trial, Ctrl-C, a worker that is lost."""
 
 import importlib.util
-import json
 import signal
 
 import psutil
 import pytest
 
 from harness.errors import UserError
-from harness.experiment.folder import RunFolder
 from harness.sweep.plugin import RayConf
 from harness.sweep.ray_queue import connect
-from tests.sweep.conftest import wait_for
+from tests.sweep.conftest import status, steps, wait_for
 from tests.sweep.fake_trial import FAILS
 
 CHOICE = ("hydra/launcher=ray", "hydra.launcher.address=local", "trainer.accelerator=cpu")
@@ -26,15 +24,6 @@ def with_ray(test):
 
 def _has_ray():
     return importlib.util.find_spec("ray") is not None
-
-
-def status(trial):
-    return RunFolder(trial).read_status()
-
-
-def steps(trial):
-    path = RunFolder(trial).metrics
-    return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 @with_ray

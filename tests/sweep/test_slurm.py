@@ -12,12 +12,11 @@ from types import SimpleNamespace
 import pytest
 
 from harness.errors import UserError
-from harness.experiment.folder import RunFolder
 from harness.sweep.plugin import SlurmConf
 from harness.sweep.slurm_queue import SlurmQueue, check, script
 from harness.trainer.standard import Accelerator
 from tests.sweep import local_slurm
-from tests.sweep.conftest import wait_for
+from tests.sweep.conftest import status, steps, wait_for
 from tests.sweep.fake_trial import FAILS
 
 CHOICE = ("hydra/launcher=slurm", "hydra.launcher.poll_seconds=0.5", "trainer.accelerator=cpu")
@@ -42,15 +41,6 @@ def slurm():
 
 def run(slurm, *command):
     return subprocess.run(command, env=os.environ | slurm, capture_output=True, text=True, check=True).stdout
-
-
-def status(trial):
-    return RunFolder(trial).read_status()
-
-
-def steps(trial):
-    path = RunFolder(trial).metrics
-    return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def job(trial):
