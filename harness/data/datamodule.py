@@ -361,8 +361,9 @@ class DataModule(L.LightningDataModule):
         rank, world_size = rank // self._sharers, world_size // self._sharers
         supervised, tokens, visual = map(units.sums, (samples.supervised, samples.lengths, samples.visual))
         several = world_size > 1
-        # Packs are equally long: on several ranks those of like images meet in a step, so that no rank waits.
-        alike = tokens if self._config.group_by_length else visual if several and self._config.packing else None
+        # Packs are equally long: those of like images meet in a step, so that of several ranks none waits. One rank
+        # does it too, for a step to be the same on any number of them.
+        alike = tokens if self._config.group_by_length else visual if self._config.packing else None
         order = micro_batches(
             self._seed,
             len(units),
@@ -371,6 +372,7 @@ class DataModule(L.LightningDataModule):
             rank,
             self._config.shuffle,
             start,
+            accumulate=self._accumulate,
             lengths=alike,
             visual=visual if several else None,
             tokens=tokens if several else None,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 WINDOW = 50
-"""Micro-batches of all ranks among whose units those of like length are put together."""
+"""Optimiser steps among whose units those of like length are put together."""
 
 
 def micro_batches(
@@ -24,6 +24,7 @@ def micro_batches(
     shuffle: bool,
     start: int = 0,
     *,
+    accumulate: int = 1,
     lengths: np.ndarray | None = None,
     visual: np.ndarray | None = None,
     tokens: np.ndarray | None = None,
@@ -42,19 +43,22 @@ def micro_batches(
         rank: Which of them this is.
         shuffle: Draw a new order each epoch; else units follow each other as they are.
         start: Micro-batches already consumed; they are computed past, not read.
-        lengths: (U,) put units of like length into a micro-batch, see `_group`.
+        accumulate: Micro-batches of an optimiser step.
+        lengths: (U,) put units of like length into a step and its micro-batches, see `_group`. What a step has depends
+            on the number of its units alone, however ranks and micro-batches share them.
         visual: (U,) visual tokens; their sums are made alike over the ranks. Ranks that take one unit each have no
             choice; there, give these as `lengths`.
         tokens: (U,) tokens; their sums are made alike as far as `visual` leaves a choice.
     """
     assert all(values is None or len(values) == num_units for values in (lengths, visual, tokens)), "a value a unit"
     share = batch_size * world_size
+    step = share * accumulate
     balanced = min(batch_size, world_size) > 1 and (visual is not None or tokens is not None)
 
     @lru_cache(maxsize=1)
     def epoch_order(epoch: int) -> np.ndarray:
         order_U = _permutation(seed, epoch, num_units) if shuffle else np.arange(num_units)
-        return order_U if lengths is None else _group(order_U, lengths, share, skip=-epoch * num_units % share)
+        return order_U if lengths is None else _group(order_U, lengths, step, skip=-epoch * num_units % step)
 
     for micro_batch in range(start, 1 << 62):
         units_G = _stretch(epoch_order, num_units, micro_batch * share, share)
@@ -88,24 +92,24 @@ def _permutation(seed: int, epoch: int, num_units: int) -> np.ndarray:
     return torch.randperm(num_units, generator=generator).numpy()
 
 
-def _group(order_U: np.ndarray, lengths_U: np.ndarray, share: int, skip: int) -> np.ndarray:
-    """Returns the order with units of like length side by side, in micro-batches of `share` units.
+def _group(order_U: np.ndarray, lengths_U: np.ndarray, step: int, skip: int) -> np.ndarray:
+    """Returns the order with units of like length side by side, in steps of `step` units, each sorted by length.
 
-    Windows of up to `WINDOW` micro-batches are sorted by length and cut into micro-batches. These follow each other by
-    the first unit that each has in the given order: at random in a shuffled one, so neither the longest nor the
-    shortest come first. The `skip` units that complete a micro-batch of the epoch before, and those that begin one of
-    the epoch after, stay as they are.
+    Windows of up to `WINDOW` steps are sorted by length and cut into steps. These follow each other by the first unit
+    that each has in the given order: at random in a shuffled one, so neither the longest nor the shortest come first.
+    The `skip` units that complete a step of the epoch before, and those that begin one of the epoch after, stay as they
+    are.
     """
-    num_batches = max(len(order_U) - skip, 0) // share
-    if not num_batches:
+    num_steps = max(len(order_U) - skip, 0) // step
+    if not num_steps:
         return order_U
-    head_U, middle, tail_U = np.split(order_U, [skip, skip + num_batches * share])
-    # Windows of equal size, not a last one of few micro-batches, which would hardly be sorted.
-    num_windows = -(-num_batches // WINDOW)
-    window = np.repeat(np.arange(num_batches) * num_windows // num_batches, share)
-    batches = np.lexsort((lengths_U[middle], window)).reshape(num_batches, share)
-    batches = batches[np.argsort(batches.min(axis=1))]
-    return np.concatenate([head_U, middle[batches.ravel()], tail_U])
+    head_U, middle, tail_U = np.split(order_U, [skip, skip + num_steps * step])
+    # Windows of equal size, not a last one of few steps, which would hardly be sorted.
+    num_windows = -(-num_steps // WINDOW)
+    window = np.repeat(np.arange(num_steps) * num_windows // num_steps, step)
+    steps = np.lexsort((lengths_U[middle], window)).reshape(num_steps, step)
+    steps = steps[np.argsort(steps.min(axis=1))]
+    return np.concatenate([head_U, middle[steps.ravel()], tail_U])
 
 
 def _deal(visual_G: np.ndarray, tokens_G: np.ndarray, world_size: int) -> np.ndarray:

@@ -113,15 +113,14 @@ def _free_to_change(folder: Path, before: RunConfig, after: RunConfig) -> tuple[
     readers = before.data_ranks, after.data_ranks
     rows, now = (item.batch_size * item.accumulate * ranks for item, ranks in zip((old, new), readers, strict=True))
     alike = readers[0] == readers[1] and old.batch_size == new.batch_size
-    shares = old.batch_size * readers[0] == new.batch_size * readers[1] and min(readers) > 1
-    data, strategy = after.data, after.memory.strategy
+    strategy = after.memory.strategy
     reason = None
     if not strategy.reshards:
         reason = f"checkpoints of memory/strategy={strategy.name} hold a part for each process: give as many as before"
     elif rows != now:
         reason = f"a step would take {now} rows and not {rows}: set trainer.batch_size or trainer.accumulate to match"
-    elif not alike and (getattr(data, "streaming", False) or ((data.packing or data.group_by_length) and not shares)):
-        reason = "streams, packs and groups of like length are dealt out by the number of processes: give as many"
+    elif not alike and getattr(after.data, "streaming", False):
+        reason = "streams are dealt out by the number of processes: give as many"
     if reason is not None:
         raise UserError(f"{KEY}={folder}: trainer.devices: {old.devices} -> {new.devices}: {reason}")
     dealt = ("trainer.devices", "trainer.batch_size", "trainer.accumulate", "memory.sequence_parallel")

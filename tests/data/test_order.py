@@ -36,6 +36,7 @@ def _orders(draw):
         "world": draw(st.integers(1, 4)),
         "shuffle": draw(st.booleans()),
         "seed": draw(st.integers(0, 99)),
+        "accumulate": draw(st.integers(1, 4)),
         **{name: draw(value) for name in ("lengths", "visual", "tokens")},
     }
 
@@ -135,6 +136,23 @@ def test_grouped_epochs_differ_in_their_micro_batches():
     batches = _take(1000, units=len(LENGTHS), batch=8, lengths=LENGTHS)
     one, two = ({tuple(sorted(batch)) for batch in half} for half in (batches[:500], batches[500:]))
     assert len(one & two) < 5
+
+
+@settings(deadline=None)
+@given(_orders(), st.sampled_from([(1, 1), (1, 12), (2, 6), (12, 1), (3, 2), (4, 3)]))
+def test_a_step_has_the_same_units_however_ranks_and_micro_batches_share_them(order, dealt):
+    order |= {"batch": 1, "world": 1, "accumulate": 12}
+    world, accumulate = dealt
+    other = order | {"world": world, "accumulate": accumulate, "batch": 12 // world // accumulate}
+    one, many = _global(5 * 12, **order), _global(5 * accumulate, **other)
+    for step in range(5):
+        mine = _stream(many[step * accumulate : (step + 1) * accumulate])
+        assert sorted(mine) == sorted(_stream(one[step * 12 : (step + 1) * 12]))
+
+
+def test_micro_batches_of_a_step_are_of_like_length():
+    count = len(LENGTHS) // 8
+    assert _padding(_take(count, units=len(LENGTHS), batch=8, accumulate=4, lengths=LENGTHS)) < 0.03
 
 
 def test_grouping_without_shuffling_stays_within_windows():

@@ -151,8 +151,11 @@ def test_what_may_change_changes(make_run, override):
 
 
 @pytest.mark.parametrize("fewer", [["trainer.batch_size=16"], ["trainer.accumulate=2"]])
-def test_another_number_of_processes_may_go_on_with_the_same_global_batch(make_run, fewer):
-    folder = make_run(*STARTED, "trainer.devices=2", "trainer.batch_size=8")
+@pytest.mark.parametrize(
+    "data", [[], ["data.packing=true", "data.packing_length=64"], ["data.group_by_length=true"]], ids=" ".join
+)
+def test_another_number_of_processes_may_go_on_with_the_same_global_batch(make_run, data, fewer):
+    folder = make_run(*STARTED, "trainer.devices=2", "trainer.batch_size=8", *data)
     assert set(fewer) <= set(apply([f"trainer.resume={folder}", "trainer.devices=1", *fewer]))
 
 
@@ -160,7 +163,7 @@ def test_another_number_of_processes_may_go_on_with_the_same_global_batch(make_r
     ("started", "changed", "reason"),
     [
         ([], [], r"a step would take 8 rows and not 16: set trainer\.batch_size or trainer\.accumulate"),
-        (["data.packing=true", "data.packing_length=64"], ["trainer.batch_size=16"], "streams, packs and groups"),
+        (["data=jsonl", "data.train=rows.jsonl", "data.streaming=true"], ["trainer.batch_size=16"], "streams are dealt"),
         (["memory/strategy=zero2"], ["trainer.batch_size=16"], "memory/strategy=zero2 hold a part for each process"),
     ],
 )
@@ -175,10 +178,8 @@ def test_another_number_of_processes_is_refused_where_steps_or_checkpoints_would
 SHARING = ("trainer.devices=2", "memory.sequence_parallel=2", "trainer.batch_size=8")
 
 
-@pytest.mark.parametrize("started", [[], ["data.packing=true", "data.packing_length=64"]])
-def test_one_process_may_go_on_where_two_shared_sequences(make_run, started):
-    """The groups of processes are as many as before, so that packs are dealt out as they were."""
-    folder = make_run(*STARTED, *SHARING, *started)
+def test_one_process_may_go_on_where_two_shared_sequences(make_run):
+    folder = make_run(*STARTED, *SHARING)
     alone = ["trainer.devices=1", "memory.sequence_parallel=1"]
     assert set(alone) <= set(apply([f"trainer.resume={folder}", *alone]))
 
