@@ -105,6 +105,26 @@ def test_an_epoch_sees_each_row_once_in_every_layout(rows, make_module, settings
     assert sorted(origin for batch in batches for origin in batch.origins) == sorted(f"f:{i}" for i in range(23))
 
 
+@pytest.mark.parametrize(
+    "settings", [{"packing": True, "packing_length": 32}, {"group_by_length": True}], ids=["packed", "grouped"]
+)
+def test_a_step_has_the_same_rows_on_one_rank_as_on_two(make_module, make_row, settings):
+    pictures = [(), ((32, 32),), ((64, 64),)]
+    rows = [
+        make_row(("user", "word " * (i % 5), *pictures[i % 3]), ("assistant", "x"), origin=f"f:{i}") for i in range(40)
+    ]
+
+    def steps(world_size):
+        """The rows of each of three steps of four units."""
+        module = make_module(_sources(rows), batch_size=2 // world_size, **settings)
+        module.prepare()
+        ranks = [_batches(module, rank, world_size, steps=3) for rank in range(world_size)]
+        parts = [[batch for batches in ranks for batch in batches[2 * step : 2 * step + 2]] for step in range(3)]
+        return [sorted(origin for batch in part for origin in batch.origins) for part in parts]
+
+    assert steps(1) == steps(2)
+
+
 @pytest.mark.parametrize("padding_free", [False, True])
 def test_token_budget_bounds_each_batch(rows, make_module, padding_free):
     module = make_module(_sources(rows), batch_size=1, max_tokens_per_batch=60, padding_free=padding_free)

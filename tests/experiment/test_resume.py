@@ -163,7 +163,11 @@ def test_another_number_of_processes_may_go_on_with_the_same_global_batch(make_r
     ("started", "changed", "reason"),
     [
         ([], [], r"a step would take 8 rows and not 16: set trainer\.batch_size or trainer\.accumulate"),
-        (["data=jsonl", "data.train=rows.jsonl", "data.streaming=true"], ["trainer.batch_size=16"], "streams are dealt"),
+        (
+            ["data=jsonl", "data.train=rows.jsonl", "data.streaming=true"],
+            ["trainer.batch_size=16"],
+            "streams are dealt",
+        ),
         (["memory/strategy=zero2"], ["trainer.batch_size=16"], "memory/strategy=zero2 hold a part for each process"),
     ],
 )
