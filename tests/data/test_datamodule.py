@@ -114,15 +114,16 @@ def test_a_step_has_the_same_rows_on_one_rank_as_on_two(make_module, make_row, s
         make_row(("user", "word " * (i % 5), *pictures[i % 3]), ("assistant", "x"), origin=f"f:{i}") for i in range(40)
     ]
 
-    def steps(world_size):
+    def steps(world_size, batch_size, accumulate):
         """The rows of each of three steps of four units."""
         module = make_module(_sources(rows), batch_size=2 // world_size, **settings)
+        module.resize(batch_size, accumulate)
         module.prepare()
         ranks = [_batches(module, rank, world_size, steps=3) for rank in range(world_size)]
-        parts = [[batch for batches in ranks for batch in batches[2 * step : 2 * step + 2]] for step in range(3)]
+        parts = [[b for batches in ranks for b in batches[step * accumulate :][:accumulate]] for step in range(3)]
         return [sorted(origin for batch in part for origin in batch.origins) for part in parts]
 
-    assert steps(1) == steps(2)
+    assert steps(1, 1, 4) == steps(2, 2, 1)
 
 
 @pytest.mark.parametrize("padding_free", [False, True])
