@@ -7,9 +7,10 @@
     python benchmarks/multi_gpu.py render
 
 Every line is a `python -m harness` of its own (multi_gpu.yaml). On one GPU a step has as many micro-batches as there
-are GPUs, or one that they share, so that rows, global batch and losses are the same. Efficiency is tokens/s a GPU over
-those of the single one, compiled against compiled and not against not. Results are kept in
-docs/results/multi_gpu_<card>.json; what is run with overrides behind `--` is shown and not kept.
+are GPUs, or one that they share, so that rows, global batch and losses are the same. Runs of one GPU stand side by
+side, one on each; those of all GPUs have the machine for themselves. Efficiency is tokens/s a GPU over those of the
+single one, compiled against compiled and not against not. Results are kept in docs/results/multi_gpu_<card>.json; what
+is run with overrides behind `--` is shown and not kept.
 """
 
 import argparse
@@ -17,9 +18,12 @@ import json
 import shlex
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Lock
 from typing import Any
 
 import yaml
@@ -109,11 +113,18 @@ def _speed(window: list[Entry]) -> float:
     return sum(row["perf/tokens_per_s"] * row["perf/step_time_s"] for row in window) / seconds
 
 
-def measure(run: Run, more: list[str], out: Path) -> Entry:
-    """Runs, shows and returns what is kept."""
+def measure(run: Run, more: Sequence[str], out: Path, env: Mapping[str, str]) -> Entry:
+    """Runs, shows and returns what is kept.
+
+    Args:
+        run: What is run.
+        more: Overrides of this call.
+        out: The folder of the runs.
+        env: Added to the environment.
+    """
     chosen = [*run.overrides(), *more]
     folder = out / f"{run.key.replace(' ', '_')}_{time.time_ns()}"
-    outcome = run_harness(chosen, folder, BENCH["limit_s"], {})
+    outcome = run_harness(chosen, folder, BENCH["limit_s"], env)
     rows = [json.loads(line) for line in read_lines(folder / "metrics.jsonl")]
     profile = read_json(folder / "profile" / "kernels.json", {"groups": {}})
     device = outcome.environment.get("device", {})
@@ -144,6 +155,32 @@ def _words(made: Entry) -> Iterator[str]:
         yield f"last loss {made['losses'][-1]:.5f}"
 
 
+def measure_all(runs: Sequence[Run], gpus: int, begin: Callable[[Run, Mapping[str, str]], None]) -> None:
+    """Runs those of one process side by side, each on a GPU of its own, and then the others one after the other.
+
+    Args:
+        runs: What is run.
+        gpus: GPUs there are.
+        begin: Runs one of them with this added to the environment.
+    """
+    free: SimpleQueue[int] = SimpleQueue()
+    for number in range(gpus):
+        free.put(number)
+
+    def alone(run: Run) -> None:
+        number = free.get()
+        try:
+            begin(run, {"CUDA_VISIBLE_DEVICES": str(number)})
+        finally:
+            free.put(number)
+
+    with ThreadPoolExecutor(gpus) as places:
+        list(places.map(alone, (run for run in runs if run.is_single)))
+    for run in runs:
+        if not run.is_single:
+            begin(run, {})
+
+
 def main() -> None:
     """Does what the first argument says."""
     arguments, more = split_arguments()
@@ -164,13 +201,18 @@ def main() -> None:
         print("\n".join(f"{run.key}:\n    {shlex.join(['python', '-m', 'harness', *run.overrides()])}" for run in runs))
     else:
         began = time.monotonic()
-        for run in runs:
+
+        def begin(run: Run, env: Mapping[str, str]) -> None:
             if time.monotonic() - began > args.limit_s:
-                print(f"not begun: {run.key} and what follows")
-                break
-            made = measure(run, more, args.out)
+                print(f"not begun: {run.key}", flush=True)
+                return
+            made = measure(run, more, args.out, env)
             if not more:
-                keep(made, args.results, "multi_gpu")
+                with writing:
+                    keep(made, args.results, "multi_gpu")
+
+        writing = Lock()
+        measure_all(runs, args.gpus, begin)
 
 
 if __name__ == "__main__":

@@ -33,13 +33,14 @@ def environment(data_fingerprint: str) -> dict[str, Any]:
 
 
 def device() -> dict[str, Any]:
-    """Returns name, count and memory of the GPUs, or what the CPU offers."""
+    """Returns name and memory of the first GPU and their number, or what the CPU offers."""
     if not torch.cuda.is_available():
         return {"type": "cpu", "name": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
     properties = torch.cuda.get_device_properties(0)
     return {
         "type": "cuda",
         "name": properties.name,
+        "uuid": str(properties.uuid),
         "count": torch.cuda.device_count(),
         "memory_gib": properties.total_memory / 2**30,
         "cuda": torch.version.cuda,

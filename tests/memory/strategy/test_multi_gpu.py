@@ -1,8 +1,17 @@
 """Each strategy on two GPUs over NCCL against one GPU: `pytest -m multi_gpu tests/memory/strategy`."""
 
+import shutil
 from importlib.util import find_spec
 
 import pytest
+import torch
+from omegaconf import OmegaConf
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import Qwen3VLForConditionalGeneration
+
+from harness.experiment.folder import RunFolder
+from harness.model.checkpoint_path import resolve
 
 GPU = ("trainer.accelerator=gpu", "model.dtype=bfloat16", "trainer.max_steps=8", "trainer.save_every_steps=4")
 CASES = {
@@ -36,5 +45,32 @@ def test_two_gpus_train_as_one_does(group, figures, one_gpu, strategy):
     assert len(expected) == 8
     for curve in (folder.path / "whole.jsonl", folder.metrics):
         assert figures(curve, "train/loss") == pytest.approx(expected, rel=3e-2)
-    exported = "adapter/adapter_model.safetensors" if tuner == "lora" else "model/model.safetensors"
-    assert (folder.path / exported).is_file()
+    loads_in_plain_libraries(folder, tuner)
+    if strategy.startswith(("ddp", "fsdp2")):
+        goes_on_with_one(group, folder, figures, expected)
+
+
+def loads_in_plain_libraries(folder, tuner):
+    """Every weight of the export is in the model that transformers or PEFT makes of it."""
+    options = {"dtype": torch.bfloat16}
+    if tuner == "full":
+        exported = load_file(folder.path / "model" / "model.safetensors")
+        loaded = Qwen3VLForConditionalGeneration.from_pretrained(folder.path / "model", **options).state_dict()
+    else:
+        exported = load_file(folder.path / "adapter" / "adapter_model.safetensors")
+        base = Qwen3VLForConditionalGeneration.from_pretrained(resolve("harness:tiny"), **options)
+        whole = PeftModel.from_pretrained(base, folder.path / "adapter").state_dict()
+        loaded = {key.replace(".default.", "."): value for key, value in whole.items()}
+    for key, value in exported.items():
+        assert torch.equal(loaded[key].to(value.dtype), value), key
+
+
+def goes_on_with_one(group, folder, figures, expected):
+    """A checkpoint of two processes is one of a single one that has the whole batch."""
+    alone = RunFolder(group.home / f"{folder.path.name}_alone")
+    shutil.copytree(folder.path, alone.path, symlinks=True)
+    frozen = OmegaConf.load(alone.config)
+    frozen.trainer.devices, frozen.trainer.batch_size = 1, 4
+    OmegaConf.save(frozen, alone.config)
+    group.run(1, f"{alone.path}@4")
+    assert figures(alone.metrics, "train/loss") == pytest.approx(expected, rel=3e-2)
