@@ -137,7 +137,7 @@ def _attend(
     q_THD, k_TGD, v_TGD = (tensor.transpose(1, 2).flatten(0, 1).to(dtype) for tensor in (query, key, value))
     causal = bool(module.is_causal) if is_causal is None else is_causal
     out_THD = varlen_attention(q_THD, k_TGD, v_TGD, cu_seq_lens_q, max_length_q, scaling, causal)
-    return out_THD.unflatten(0, (query.shape[0], -1)), None
+    return out_THD.view(query.shape[0], -1, *out_THD.shape[1:]), None
 
 
 def _no_varlen() -> str | None:

@@ -17,6 +17,7 @@ from harness.model.attention import check_available, pick_attention, use_varlen
 from harness.model.checkpoint_path import MODEL_TYPES, resolve
 from harness.model.initialisation import fill_absent
 from harness.model.new_rows import NewTokens, add_rows
+from harness.model.norm import use_closed_gradient
 from harness.model.patch_embed import make_linear
 from harness.model.prequantized import check_loads
 from harness.model.processor import load_tokenizer
@@ -81,6 +82,7 @@ def load(config: Qwen3VLConfig, device: torch.device = _CPU, weights: Weights | 
     forget_longer_batches(model)
     model.requires_grad_(False)
     make_linear(model.model.visual)
+    use_closed_gradient(model.model.language_model)
     return Loaded(model, path, new_tokens)
 
 
@@ -102,7 +104,9 @@ def skeleton(config: Qwen3VLConfig) -> PreTrainedModel:
     path = resolve(config.path)
     kind = _checkpoint_config(config, path)
     with torch.device("meta"):
-        return getattr(transformers, _CLASSES[kind.model_type])(kind)
+        model = getattr(transformers, _CLASSES[kind.model_type])(kind)
+    use_closed_gradient(model.model.language_model)
+    return model
 
 
 def _initialise(model: PreTrainedModel, config: Qwen3VLConfig, path: str, info: dict[str, Any]) -> NewTokens | None:

@@ -54,8 +54,8 @@ def is_frozen_matrix(head: nn.Module) -> bool:
     """Whether a head is a product with a plain matrix that does not train, and nothing else happens in it."""
     return (
         type(head) is nn.Linear
-        and type(head.weight) is nn.Parameter
-        and not head.weight.requires_grad
+        and type(weight := head.weight) is nn.Parameter
+        and not weight.requires_grad
         and head.bias is None
         and not (head._forward_hooks or head._forward_pre_hooks)
     )

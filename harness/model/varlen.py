@@ -2,7 +2,8 @@
 
 `torch.nn.attention.varlen` wraps the same two ATen operators, but its arguments change from one torch version to the
 next; the part of the operators used here is the same from 2.11 to 2.13. They are wrapped as custom operators, which
-`torch.compile` takes into its graph whole. What runs on the CPU is `varlen_cpu`.
+`torch.compile` takes into its graph whole. What runs on the CPU is `varlen_cpu`, and uncompiled without the operators,
+whose calls cost as much there as attention over a few tokens.
 
 Shapes: T tokens of all samples, C samples, H query heads, G key and value heads (a divisor of H), D width of a head.
 """
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from harness.model import varlen_cpu, varlen_cute
+from harness.model.direct import is_direct
 
 
 class Kernel(Enum):
@@ -55,6 +57,9 @@ def varlen_attention(
         causal: A token sees no later one.
     """
     q_THD, k_TGD, v_TGD = (tensor.contiguous() for tensor in (q_THD, k_TGD, v_TGD))
+    # Tensors that trace a step, for a prediction of its memory, have no lengths to read.
+    if is_direct(q_THD) and type(cu_seqlens) is Tensor:
+        return varlen_cpu.Attention.apply(q_THD, k_TGD, v_TGD, cu_seqlens, scale, causal)  # type: ignore[return-value]
     longest = max_seqlen if isinstance(max_seqlen, Tensor) else torch.tensor(max_seqlen)
     return _forward(q_THD, k_TGD, v_TGD, cu_seqlens, longest, scale, causal)[0]
 

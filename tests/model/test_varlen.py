@@ -46,6 +46,13 @@ def test_varlen_on_the_cpu_is_sdpa_sample_by_sample(causal, groups):
     assert max(gaps(ours, sample_by_sample(*tensors, 0.3, causal), tensors)) < 1e-12
 
 
+def test_what_is_not_compiled_does_on_the_cpu_what_the_operators_do():
+    tensors, starts = draw(torch.float64)
+    through_operator = _forward(*tensors, starts, torch.tensor(max(LENGTHS)), 0.3, True)[0]
+    ours = varlen_attention(*tensors, starts, max(LENGTHS), 0.3, True)
+    assert "Attention" in str(ours.grad_fn) and max(gaps(ours, through_operator, tensors)) == 0
+
+
 def check_operators(device, dtype):
     """Schemas, shapes for the compiler and autograd, by torch's own checks."""
     tensors, starts = draw(dtype, device)

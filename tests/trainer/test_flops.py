@@ -6,10 +6,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from harness import registry
 from harness.data.collator import collate_packed
-from harness.model import varlen_flops
+from harness.model import varlen, varlen_flops
 from harness.model.attention import use_varlen
 from harness.model.forward import supervised_loss
 from harness.trainer.flops import survey
+from harness.tuner import fused
 
 
 @pytest.fixture(scope="session")
@@ -25,8 +26,13 @@ def packed(make_config, encoder):
 
 
 @pytest.fixture
-def counted(make_tuned, make_config):
-    """Counts a step by both; returns what the method needs, what is done, and what the profiler saw."""
+def counted(make_tuned, make_config, monkeypatch):
+    """Counts a step by both; returns what the method needs, what is done, and what the profiler saw.
+
+    Counts are of the operations of a GPU, where none is written out by hand.
+    """
+    for module in (varlen, fused):
+        monkeypatch.setattr(module, "is_direct", lambda _: False)
 
     def count(batch, *overrides, attention="varlen"):
         tuned = make_tuned(f"model.attention={attention}", *overrides)

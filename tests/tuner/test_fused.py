@@ -37,6 +37,39 @@ def test_groups_compute_what_single_layers_do(against_peft, name, mlps):
         torch.testing.assert_close(grads[key], grad, atol=1e-5, rtol=1e-4, msg=key)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("name", ["lora", "dora"])
+def test_a_group_in_one_is_the_group_one_by_one(make_tuned, monkeypatch, name, dropout, autocast):
+    """Ranks and scales that differ, and a layer without an adapter; the other way is that of compiled steps."""
+    tuned = moved(
+        make_tuned(
+            f"tuner={name}",
+            f"tuner.dropout={dropout}",
+            "tuner.target_modules=[q_proj,v_proj]",
+            "tuner.rank_pattern={v_proj:3}",
+            "tuner.alpha_pattern={v_proj:5}",
+        )
+    )
+    attention = tuned.base.model.language_model.layers[0].self_attn
+    layers = [attention.q_proj, attention.k_proj, attention.v_proj]
+    x = torch.randn(2, 5, attention.k_proj.in_features, requires_grad=True)
+    leaves = [x, *(p for p in attention.parameters() if p.requires_grad)]
+    found = []
+    for joins in (True, False):
+        monkeypatch.setattr(fused, "is_frozen_matrix", lambda _, joins=joins: joins)
+        torch.manual_seed(3)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            results = fused.products(x, *layers)
+        assert ("Joined" in str(results[1].grad_fn.next_functions) + str(results[1].grad_fn)) is joins
+        total = sum((y.float() * torch.arange(y.numel()).view_as(y).cos()).sum() for y in results)
+        found.append([*results, *torch.autograd.grad(total, leaves)])
+    gap = 2e-2 if autocast else 1e-5
+    for got, expected in zip(*found, strict=True):
+        assert got.dtype == expected.dtype
+        torch.testing.assert_close(got, expected, atol=gap * expected.abs().max().item(), rtol=gap)
+
+
 @pytest.mark.parametrize("name", ["lora", "dora"])
 def test_dropout_acts_on_the_low_rank_path_alone(make_tuned, make_batch, name):
     tuned, batch = make_tuned(f"tuner={name}", "tuner.dropout=0.5"), make_batch(0, 1)
