@@ -26,9 +26,14 @@ from torch.utils.checkpoint import checkpoint
 
 CHUNK = 1024
 """Tokens whose logits are there at once: 0.6 GB in float32 with Qwen3-VL's vocabulary, enough to fill a GPU."""
+GATHERS = "gathers"
+"""Attribute of a head whose hooks gather its weights from all ranks. Each rank has a number of chunks of its own, and
+so the module is called once a micro-batch, around all of them."""
 _HALF_SCALE = 4096.0
 """Factor on the gradient of logits in float16: a probability of one in V lies below its normal numbers."""
 Slopes = Callable[[Tensor, Tensor, Tensor | None, float], tuple[Tensor, Tensor]]
+OverChunks = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
+"""Takes what makes logits, and what the head sees (K, D); returns the loss of each token (K,)."""
 
 
 def head_loss(
@@ -57,6 +62,7 @@ def is_frozen_matrix(head: nn.Module) -> bool:
         and type(weight := head.weight) is nn.Parameter
         and not weight.requires_grad
         and head.bias is None
+        and "forward" not in vars(head)
         and not (head._forward_hooks or head._forward_pre_hooks)
     )
 
@@ -141,16 +147,40 @@ class _FrozenHead(torch.autograd.Function):
 
 def _called(hidden_KD: Tensor, head: nn.Module, targets_K: Tensor, weights_K: Tensor | None) -> tuple[Tensor, Tensor]:
     """Calls the head under autograd; the logits of one chunk alone are kept, those of several are made again."""
-    work: Any = partial(_called_chunk, head)
-    if torch.is_grad_enabled() and len(targets_K) > CHUNK:
-        work = partial(checkpoint, work, use_reentrant=False)
-    parts = zip(*(_split(part, len(targets_K)) for part in (hidden_KD, targets_K, weights_K)), strict=True)
-    loss_K = torch.cat([work(*part) for part in parts])
+
+    def over_chunks(logits_of: Callable[[Tensor], Tensor], hidden_KD: Tensor) -> Tensor:
+        work: Any = partial(_called_chunk, logits_of)
+        if torch.is_grad_enabled() and len(targets_K) > CHUNK:
+            work = partial(checkpoint, work, use_reentrant=False)
+        parts = zip(*(_split(part, len(targets_K)) for part in (hidden_KD, targets_K, weights_K)), strict=True)
+        return torch.cat([work(*part) for part in parts])
+
+    within = _in_one_call if getattr(head, GATHERS, False) else _in_calls
+    loss_K = within(head, over_chunks, hidden_KD)
     return loss_K.sum(), loss_K.detach()
 
 
-def _called_chunk(head: nn.Module, hidden_CD: Tensor, targets_C: Tensor, weights_C: Tensor | None) -> Tensor:
-    return _cross_entropy(head(hidden_CD), targets_C, weights_C)
+def _in_calls(head: nn.Module, over_chunks: OverChunks, hidden_KD: Tensor) -> Tensor:
+    return over_chunks(head, hidden_KD)
+
+
+def _in_one_call(head: nn.Module, over_chunks: OverChunks, hidden_KD: Tensor) -> Tensor:
+    """Goes over the chunks within a single call of the module, whose hooks see the tokens' losses for its output."""
+    own = vars(head).get("forward")
+    head.forward = partial(over_chunks, head.forward)
+    try:
+        return head(hidden_KD)
+    finally:
+        if own is None:
+            del head.forward
+        else:
+            head.forward = own
+
+
+def _called_chunk(
+    logits_of: Callable[[Tensor], Tensor], hidden_CD: Tensor, targets_C: Tensor, weights_C: Tensor | None
+) -> Tensor:
+    return _cross_entropy(logits_of(hidden_CD), targets_C, weights_C)
 
 
 def _cross_entropy(logits_CV: Tensor, targets_C: Tensor, weights_C: Tensor | None) -> Tensor:

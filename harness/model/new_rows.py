@@ -88,7 +88,9 @@ class RowsApart:
         head: Any = model.get_output_embeddings()
         source = embedding if head.weight is embedding.weight else head
         embedding.register_forward_hook(lambda module, args, out: self._look_up(embedding.new_rows, args[0], out))
-        head.register_forward_hook(lambda module, args, out: self._project(source.new_rows, args[0], out))
+        # Not a hook: under ZeRO-3 the loss calls this for each chunk of tokens, and the module with its hooks once.
+        forward = head.forward
+        head.forward = lambda hidden: self._project(source.new_rows, hidden, forward(hidden))
 
     def _look_up(self, rows_ND: Tensor, ids_BS: Tensor, hidden_BSD: Tensor) -> Tensor:
         local_BS = ids_BS - self._ids.start

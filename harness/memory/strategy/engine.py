@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from harness.memory.strategy import build_lock
 from harness.memory.strategy.parallel import Ranks, replace_weights
+from harness.model.loss import GATHERS
 
 if TYPE_CHECKING:
     from harness.trainer.module import TrainingModule
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
 
 class Zero(DeepSpeedStrategy):
     """Lightning's strategy, which at the end leaves the model where it is: it has still to be gathered."""
+
+    def setup(self, trainer: Any) -> None:
+        """Has the loss call the head once a micro-batch, so that all ranks gather it as often."""
+        module: Any = self.lightning_module
+        setattr(module.model.lm_head, GATHERS, True)
+        super().setup(trainer)
 
     def teardown(self) -> None:
         """Ends what Lightning started, and leaves weights and state on their devices."""

@@ -78,11 +78,12 @@ class Group:
                 command = [sys.executable, str(RANKS), *arguments]
                 processes.append(subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT))
         try:
-            codes = [process.wait(timeout=600) for process in processes]
+            codes = [process.wait(timeout=300) for process in processes]
         finally:
             for process in processes:
                 process.kill()
-        assert not any(codes), "\n".join(log.read_text()[-3000:] for log in logs)
+        told = [*logs, *(path for name in arguments for path in Path(name.partition("@")[0]).glob("ranks/*.json"))]
+        assert not any(codes), "\n".join(path.read_text()[-3000:] for path in told)
 
     def together(self, num_ranks: int, cases: dict[str, tuple[str, ...]], *, resume: bool) -> None:
         """Runs cases, and each from the middle again, as a kill after step 10 would have left it."""

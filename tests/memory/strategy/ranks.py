@@ -1,5 +1,7 @@
 """Runs trials one after the other as one rank of a group: `ranks.py ARGUMENT...`, with RANK and the like set.
 
+HEAD_CHUNK in the environment: tokens whose logits are made at once.
+
 An argument is a run folder, or `FOLDER@STEP`: the run there goes on from that step, and what its metrics were before
 is in whole.jsonl. Processes and their imports cost more than the runs, so that all cases of a file share them.
 """
@@ -19,6 +21,7 @@ from torch.distributed import TCPStore
 from harness.experiment import trial
 from harness.experiment.folder import RunFolder
 from harness.experiment.ranks import AS_RANK
+from harness.model import loss
 
 sys.path.append(str(Path(__file__).parents[3] / "benchmarks"))
 from deepspeed_cpu import deepspeed_without_gpu
@@ -83,6 +86,7 @@ def main() -> int:
     there = importlib.util.find_spec("deepspeed") is not None and not torch.cuda.is_available()
     if there and "zero" in " ".join(sys.argv):
         deepspeed_without_gpu()
+    loss.CHUNK = int(os.environ.get("HEAD_CHUNK", loss.CHUNK))
     meeting = Meeting()
     return next((code for argument in sys.argv[1:] if (code := run(argument, meeting))), 0)
 
