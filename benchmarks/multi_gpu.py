@@ -7,10 +7,10 @@
     python benchmarks/multi_gpu.py render
 
 Every line is a `python -m harness` of its own (multi_gpu.yaml). On one GPU a step has as many micro-batches as there
-are GPUs, or one that they share, so that rows, global batch and losses are the same. Runs of one GPU stand side by
-side, one on each; those of all GPUs have the machine for themselves. Efficiency is tokens/s a GPU over those of the
-single one, compiled against compiled and not against not. Results are kept in docs/results/multi_gpu_<card>.json; what
-is run with overrides behind `--` is shown and not kept.
+are GPUs, or one that they share, so that rows, global batch and losses are the same. The run of one GPU is done on
+every GPU at once, for cards differ. Efficiency is tokens/s a GPU over the average of those, compiled against compiled
+and not against not. Results are kept in docs/results/multi_gpu_<card>.json; what is run with overrides behind `--` is
+shown and not kept.
 """
 
 import argparse
@@ -18,12 +18,10 @@ import json
 import shlex
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Lock
 from typing import Any
 
 import yaml
@@ -66,7 +64,7 @@ class Run:
             *BENCH["common"],
             f"model.path={BENCH['shapes'][load['shape']]}",
             f"trainer.max_steps={last}",
-            "trainer.log_every_steps=1",
+            f"trainer.log_every_steps={BENCH['window_steps']}",
             f"trainer.profile_steps=[{last - profiled + 1},{last}]",
             *load["overrides"],
             spread,
@@ -87,30 +85,21 @@ def figures(rows: list[Entry]) -> Entry:
     """Returns the median speed over windows between warm-up and profile, and the losses of all steps.
 
     Args:
-        rows: Of metrics.jsonl, one a step.
+        rows: Of metrics.jsonl, one a step; the last of a window has the window's speed.
     """
-    steps = [row for row in rows if "train/loss" in row and row["step"]]
-    losses = [row["train/loss"] for row in steps]
     last = BENCH["steps"] - BENCH["profiled_steps"]
-    timed = [row for row in steps if BENCH["warmup_steps"] < row["step"] <= last]
-    if not timed:
+    windows = [row for row in rows if "perf/tokens_per_s" in row and BENCH["warmup_steps"] < row["step"] <= last]
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    if not windows:
         return {"losses": losses}
-    size = BENCH["window_steps"]
-    windows = [timed[begin : begin + size] for begin in range(0, len(timed) - size + 1, size)]
-    speeds = [_speed(window) for window in windows]
+    speeds = [row["perf/tokens_per_s"] for row in windows]
     return {
         "losses": losses,
         "tokens_per_s": statistics.median(speeds),
         "tokens_per_s_min": min(speeds),
         "tokens_per_s_max": max(speeds),
-        "step_time_s": statistics.median(row["perf/step_time_s"] for row in timed),
+        "step_time_s": statistics.median(row["perf/step_time_s"] for row in windows),
     }
-
-
-def _speed(window: list[Entry]) -> float:
-    """Returns tokens/s of steps of different lengths together."""
-    seconds = sum(row["perf/step_time_s"] for row in window)
-    return sum(row["perf/tokens_per_s"] * row["perf/step_time_s"] for row in window) / seconds
 
 
 def measure(run: Run, more: Sequence[str], out: Path, env: Mapping[str, str]) -> Entry:
@@ -155,30 +144,22 @@ def _words(made: Entry) -> Iterator[str]:
         yield f"last loss {made['losses'][-1]:.5f}"
 
 
-def measure_all(runs: Sequence[Run], gpus: int, begin: Callable[[Run, Mapping[str, str]], None]) -> None:
-    """Runs those of one process side by side, each on a GPU of its own, and then the others one after the other.
+def measure_on_each(run: Run, more: Sequence[str], out: Path) -> Entry:
+    """Runs one process on every GPU at once, for cards differ; returns what is kept: averages of their speeds.
 
     Args:
-        runs: What is run.
-        gpus: GPUs there are.
-        begin: Runs one of them with this added to the environment.
+        run: What is run.
+        more: Overrides of this call.
+        out: The folder of the runs.
     """
-    free: SimpleQueue[int] = SimpleQueue()
-    for number in range(gpus):
-        free.put(number)
-
-    def alone(run: Run) -> None:
-        number = free.get()
-        try:
-            begin(run, {"CUDA_VISIBLE_DEVICES": str(number)})
-        finally:
-            free.put(number)
-
-    with ThreadPoolExecutor(gpus) as places:
-        list(places.map(alone, (run for run in runs if run.is_single)))
-    for run in runs:
-        if not run.is_single:
-            begin(run, {})
+    own = [{"CUDA_VISIBLE_DEVICES": str(number)} for number in range(run.gpus)]
+    with ThreadPoolExecutor(run.gpus) as places:
+        made = list(places.map(lambda env: measure(run, more, out / env["CUDA_VISIBLE_DEVICES"], env), own))
+    failed = next((entry for entry in made if entry["status"] != "completed"), None)
+    if failed is not None or not all("tokens_per_s" in entry for entry in made):
+        return failed or made[0]
+    means = {key: statistics.fmean(entry[key] for entry in made) for key in ("tokens_per_s", "step_time_s")}
+    return made[0] | means | {"each_gpu": [entry["tokens_per_s"] for entry in made]}
 
 
 def main() -> None:
@@ -201,18 +182,13 @@ def main() -> None:
         print("\n".join(f"{run.key}:\n    {shlex.join(['python', '-m', 'harness', *run.overrides()])}" for run in runs))
     else:
         began = time.monotonic()
-
-        def begin(run: Run, env: Mapping[str, str]) -> None:
+        for run in runs:
             if time.monotonic() - began > args.limit_s:
                 print(f"not begun: {run.key}", flush=True)
-                return
-            made = measure(run, more, args.out, env)
+                continue
+            made = measure_on_each(run, more, args.out) if run.is_single else measure(run, more, args.out, {})
             if not more:
-                with writing:
-                    keep(made, args.results, "multi_gpu")
-
-        writing = Lock()
-        measure_all(runs, args.gpus, begin)
+                keep(made, args.results, "multi_gpu")
 
 
 if __name__ == "__main__":

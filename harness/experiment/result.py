@@ -66,7 +66,7 @@ def write_success(
     now = time.monotonic()
     first_step = progression.first_step_at or now
     content = figures(folder, config, "completed", startup.started) | {
-        "tokens": meter.total.tokens * world_size,
+        "tokens": round(meter.total.tokens * world_size),
         "train_loss": progression.train_loss,
         "val": progression.val,
         "data": accounts,

@@ -11,7 +11,7 @@ full stands around a layer, compiled or not (`harness/model/block.py`). selectiv
 compiler's partitioner follows it; around a compiled layer it would see no single product and be full in silence.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 WIDEST = 2.5
 """Above q, k and v of 4B joined (2.4), below gate and up of any size (3)."""
-_ADAPTER = 16
-"""A product that widens more is the second of a low-rank pair, added to a result of the same size."""
 _ATTENTION = (
     "harness::varlen_attention",
     "aten::_scaled_dot_product",
@@ -125,13 +123,25 @@ def _selective(layer: nn.Module, inner: Callable[..., Tensor]) -> Callable[..., 
     return forward
 
 
-def is_product(operator: Any, *args: Any) -> bool:
-    """Says whether an operator multiplies with a matrix, other than one that widens as much as an adapter's B does."""
+def is_product(width: int, operator: Any, *args: Any) -> bool:
+    """Says whether an operator multiplies with a matrix, other than the second of a low-rank pair: its result is added
+    to one of the same size.
+
+    Args:
+        width: Of the layer.
+        operator: What runs.
+        args: Its arguments.
+    """
     name = operator.name().partition(".")[0] if isinstance(operator, torch._ops.OpOverload) else ""
     if (place := _PRODUCTS.get(name)) is None:
         return False
     inner, outer = args[place].shape
-    return outer <= _ADAPTER * inner
+    return outer <= inner or is_large(width, args[place].shape)
+
+
+def is_large(width: int, shape: Sequence[int]) -> bool:
+    """Says whether a matrix is none of an adapter's."""
+    return min(shape) >= width // 4
 
 
 def keeps(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:

@@ -20,13 +20,15 @@ from transformers import PreTrainedModel
 
 from harness.data.extent import Extent
 from harness.errors import reject
-from harness.memory.checkpointing import is_product, keeps
+from harness.memory.checkpointing import is_large, is_product, keeps
 
 COMPILED_SURPLUS = 1.8
 """What a compiled layer keeps, in results of its products: partitioners keep some inputs of pointwise chains too. On an
 H200 layers of 2B that train whole kept 1.8."""
-ADAPTED_SURPLUS = 1.6
-"""And one whose large matrices are frozen, which need no input of theirs: 1.61 with LoRA on 4B, 1.59 on 2B."""
+ADAPTED_SURPLUS = 1.5
+"""And one whose large matrices are frozen, which need no input of theirs: 1.50 with LoRA of ranks 8 and 64 on 4B."""
+DROPPED_SURPLUS = 1.6
+"""And one that drops some of what its adapters see: 1.61 with LoRA on 4B, 1.59 on 2B."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,12 @@ def _trace(layer: nn.Module, arguments: Arguments, dtype: torch.dtype, compiled:
             hidden.requires_grad_(from_below)
             autocast = nullcontext() if dtype is torch.float32 else torch.autocast(hidden.device.type, dtype)
             hooks = saved_tensors_hooks(pack, lambda tensor: tensor)
-            with _pretended(layer, mode, hidden.device) as weights, autocast, hooks, _Products() as products:
+            with (
+                _pretended(layer, mode, hidden.device) as weights,
+                autocast,
+                hooks,
+                _Products(hidden.shape[-1]) as products,
+            ):
                 layer(hidden, **told)
     except DataDependentOutputException as error:
         remedy = "can not be predicted: what the tuner put into a layer looks at values while it runs; choose a policy"
@@ -155,8 +162,7 @@ def _trace(layer: nn.Module, arguments: Arguments, dtype: torch.dtype, compiled:
     full = hidden.nbytes
     none = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
     if compiled:
-        surplus = COMPILED_SURPLUS if _trains_products(layer, hidden.shape[-1]) else ADAPTED_SURPLUS
-        none = min(none, full + int(surplus * products.all))
+        none = min(none, full + int(_surplus(layer, hidden.shape[-1]) * products.all))
     # A compiled layer keeps no product that nothing looks at again: its last one only becomes the layer's result.
     selective = products.kept if compiled else full + products.kept
     return Kept(max(none, full), min(max(selective, full), max(none, full)), full)
@@ -185,8 +191,16 @@ def _pretended(layer: nn.Module, mode: FakeTensorMode, device: torch.device) -> 
             tensors.update(real)  # type: ignore[arg-type]
 
 
+def _surplus(layer: nn.Module, width: int) -> float:
+    """Returns what a compiled layer keeps, in results of its products."""
+    if _trains_products(layer, width):
+        return COMPILED_SURPLUS
+    drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in layer.modules())
+    return DROPPED_SURPLUS if drops else ADAPTED_SURPLUS
+
+
 def _trains_products(layer: nn.Module, width: int) -> bool:
-    return any(p.requires_grad and p.ndim == 2 and min(p.shape) >= width // 4 for p in layer.parameters())
+    return any(p.requires_grad and p.ndim == 2 and is_large(width, p.shape) for p in layer.parameters())
 
 
 def _trains(module: nn.Module) -> bool:
@@ -194,11 +208,12 @@ def _trains(module: nn.Module) -> bool:
 
 
 class _Products(TorchDispatchMode):
-    """Adds up the results of attention and of products: those that selective keeps, and all but small ones widened."""
+    """Adds up the results of attention and of products: those that selective keeps, and all but adapters' last."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.kept = self.all = 0
+        self._width = width
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -206,6 +221,6 @@ class _Products(TorchDispatchMode):
         if keeps(None, func, *args) is CheckpointPolicy.MUST_SAVE:
             self.kept += first.nbytes
             self.all += first.nbytes
-        elif is_product(func, *args):
+        elif is_product(self._width, func, *args):
             self.all += first.nbytes
         return result

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -14,19 +14,20 @@ from harness.trainer.flops import Costs
 from harness.trainer.host_sync import SyncCounter
 from harness.trainer.peak import Peaks
 
+Means = Callable[[Sequence[float]], list[float]]
 WARMUP_STEPS = 3
 """Optimiser steps left out of the steady-state rate: allocator, caches and compilation settle in them."""
 
 
 @dataclass(slots=True)
 class Totals:
-    """What a span of training went through, on this rank."""
+    """What a span of training went through, on this rank; closed intervals have averages over ranks."""
 
     steps: int = 0
-    samples: int = 0
-    tokens: int = 0
-    supervised: int = 0
-    visual: int = 0
+    samples: float = 0
+    tokens: float = 0
+    supervised: float = 0
+    visual: float = 0
     seconds: float = 0.0
     wait_seconds: float = 0.0
     needed_flops: float = 0.0
@@ -40,8 +41,14 @@ class Totals:
         for name in self.__slots__:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
+    def average(self, means: Means) -> None:
+        """Takes averages over ranks in the place of this one's counts; its clock stays."""
+        names = ("samples", "tokens", "supervised", "visual", "needed_flops", "done_flops")
+        for name, mean in zip(names, means([getattr(self, name) for name in names]), strict=True):
+            setattr(self, name, mean)
+
     def rates(self, world_size: int) -> dict[str, float]:
-        """Returns `perf/...` metrics over all ranks, taken as equal to this one."""
+        """Returns `perf/...` metrics over so many ranks, from averages of theirs."""
         seconds = max(self.seconds, 1e-9)
         per_second = {
             "perf/tokens_per_s": self.tokens,
@@ -140,14 +147,17 @@ class Meter:
             yield
         self._clock = time.perf_counter()
 
-    def end_interval(self, wait_seconds: float) -> Totals:
+    def end_interval(self, wait_seconds: float, means: Means | None = None) -> Totals:
         """Closes a log interval and returns it.
 
         Args:
             wait_seconds: Time the loop stood waiting for data in it.
+            means: Averages values over ranks, which all call this; None: there is one.
         """
         self._read_clock()
         interval, self._interval = self._interval, Totals()
+        if means is not None:
+            interval.average(means)
         interval.wait_seconds = wait_seconds
         graphs, before = _compiled_graphs(), self._graphs
         if self._steps >= WARMUP_STEPS and graphs == before:

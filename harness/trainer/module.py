@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import lightning
@@ -28,6 +29,7 @@ from harness.registry import build
 from harness.trainer.channel_loss import ChannelLoss
 from harness.trainer.flops import survey
 from harness.trainer.gradient_check import GradientCheck
+from harness.trainer.host_group import HostGroup
 from harness.trainer.meter import Meter, Totals
 from harness.trainer.relief import Relief
 from harness.trainer.skip import Skipped, leave_out_nonfinite, skips_on_device
@@ -121,7 +123,7 @@ class TrainingModule(lightning.LightningModule):
         accumulate = self.trainer.accumulate_grad_batches
         self._ends_step = (batch_idx + 1) % accumulate == 0
         if batch_idx % accumulate == 0 and self.part.number == 0:
-            counted, asked = self._sum_over_ranks(batch.step_supervised, int(self.stop.number is not None))
+            counted, asked = self.ranks.sums(batch.step_supervised, int(self.stop.number is not None))
             self.stop.agree(asked)
             # Ranks that share a batch all count it, and each has the loss of its own slice.
             self._step_tokens = counted // self.config.memory.sequence_parallel
@@ -164,7 +166,7 @@ class TrainingModule(lightning.LightningModule):
             return
         if not self._gradient_check.is_done:
             # All ranks look at the same components, where a look is a sum over ranks.
-            (seen,) = self._sum_over_ranks(int(self.meter.step_has_images))
+            (seen,) = self.ranks.sums(int(self.meter.step_has_images))
             self._gradient_check.check(step_has_images=seen > 0, freed=_freed_norms(optimizer))
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -299,12 +301,10 @@ class TrainingModule(lightning.LightningModule):
                 torch.cuda.set_rng_state(self._rng["cuda"], self.device)
             self._rng = None
 
-    def _sum_over_ranks(self, *counts: int) -> list[int]:
-        if self.trainer.world_size == 1:
-            return list(counts)
-        totals = torch.tensor(counts, device=self.device)
-        torch.distributed.all_reduce(totals)
-        return totals.tolist()
+    @cached_property
+    def ranks(self) -> HostGroup:
+        """All ranks of the run, for what their hosts tell each other; first asked for by all together."""
+        return HostGroup(self.trainer.world_size)
 
 
 def _freed_norms(optimizer: torch.optim.Optimizer) -> Mapping[nn.Parameter, Tensor]:

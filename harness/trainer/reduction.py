@@ -6,6 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from harness.trainer.host_group import HostGroup
+
 _BUCKET = 2**24
 """Values that are sent at a time: a copy of so many is there for a moment."""
 
@@ -13,17 +15,16 @@ _BUCKET = 2**24
 class Reduction:
     """What DDP does within a backward pass, at a time when it is known that no rank is missing."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Args: what trains, in the same order on every rank. Collective: makes a group of processes."""
+    def __init__(self, parameters: Sequence[nn.Parameter], ranks: HostGroup) -> None:
+        """Args: what trains, in the same order on every rank, and the ranks."""
         self._parameters = parameters
-        # On the host, so that nothing waits for a GPU.
-        self._group = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+        self._ranks = ranks
         self._has_P: list[bool] = []
 
     def agree(self, failed: bool) -> bool:
         """Returns whether this rank or another failed, and learns which parameters have a gradient on some rank."""
         told = torch.tensor([failed, *(p.grad is not None for p in self._parameters)], dtype=torch.uint8)
-        dist.all_reduce(told, dist.ReduceOp.MAX, group=self._group)
+        self._ranks.reduce(told, dist.ReduceOp.MAX)
         any_failed, *self._has_P = told.bool().tolist()
         return any_failed
 

@@ -198,7 +198,8 @@ class ReplayingOptimization(_AutomaticOptimization):
         if self.trainer.world_size == 1:
             return self._failure is not None
         if self._reduction is None:
-            self._reduction = Reduction([p for p in self._module.parameters() if p.requires_grad])
+            module = self._module
+            self._reduction = Reduction([p for p in module.parameters() if p.requires_grad], module.ranks)
         if self._reduction.agree(self._failure is not None):
             return True
         self._reduction.average()

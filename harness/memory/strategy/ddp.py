@@ -52,8 +52,7 @@ def build(config: DdpConfig, ranks: "Ranks") -> "Parallel":
     Raises:
         UserError: The optimiser leaves parameters out, and nothing is to look for them.
     """
-    from lightning.pytorch.strategies import DDPStrategy
-
+    from harness.memory.strategy.distributed import Distributed
     from harness.memory.strategy.parallel import Parallel
 
     find = config.find_unused_parameters
@@ -63,5 +62,5 @@ def build(config: DdpConfig, ranks: "Ranks") -> "Parallel":
             raise reject(f"memory.strategy.{key}", getattr(config, key), f"{remedy}; leave it out")
     options = asdict(config) | {"find_unused_parameters": ranks.skips_parameters if find is None else find}
     del options["name"]
-    strategy = DDPStrategy(**options, **ranks.process_group)
+    strategy = Distributed(**options, **ranks.process_group)
     return Parallel(strategy, {"strategy": "ddp", "processes": ranks.world_size, **options})

@@ -164,6 +164,7 @@ def check(one_process, on_two, figures):
         sharded = (two.checkpoints / "step_20" / "trainer.ckpt").is_dir()
         each, room = (16, 1_250_000) if sharded else (12, 250_000)
         assert size < 1.2 * each * summary["trainable_parameters"] + room, "frozen weights are in the checkpoint"
+        assert summary["tokens"] == one.read_summary()["tokens"]
         assert json.loads((two.path / "strategy.json").read_text())["processes"] == 2
         return two
 
