@@ -8,9 +8,9 @@
 
 Every line is a `python -m harness` of its own (multi_gpu.yaml). On one GPU a step has as many micro-batches as there
 are GPUs, or one that they share, so that rows, global batch and losses are the same. The run of one GPU is done on
-every GPU at once, for cards differ. Efficiency is tokens/s a GPU over the average of those, compiled against compiled
-and not against not. Results are kept in docs/results/multi_gpu_<card>.json; what is run with overrides behind `--` is
-shown and not kept.
+every GPU at once, for cards differ. Efficiency is their average time for a step over that of all GPUs times their
+number, compiled against compiled and not against not. Results are kept in docs/results/multi_gpu_<card>.json; what is
+run with overrides behind `--` is shown and not kept.
 """
 
 import argparse

@@ -27,6 +27,8 @@ def render(bench: dict[str, Any], docs: Path) -> None:
 def table(bench: dict[str, Any], entries: list[Entry]) -> str:
     """Renders the results of one card."""
     found = {entry["key"]: entry for entry in entries}
+    loads, ways = list(bench["loads"]), [*bench["one_gpu"], *bench["strategies"]]
+    entries = sorted(entries, key=lambda entry: (loads.index(entry["load"]), entry["gpus"], ways.index(entry["way"])))
     rows = [row(bench, entry, found) for entry in entries]
     versions = sorted({f"torch {entry['versions'].get('torch')}" for entry in entries})
     return f"### {entries[0]['device']}, {', '.join(versions)}\n\n{markdown(HEADER, rows)}"
@@ -47,7 +49,7 @@ def row(bench: dict[str, Any], entry: Entry, found: dict[str, Entry]) -> list[st
     if single:
         return [*head, f"{entry['tokens_per_s']:,.0f}", "", "", "", shown, ""]
     each = entry["tokens_per_s"] / entry["gpus"]
-    speed = [f"{each:,.0f}", *_efficiency(bench, entry, found, each), f"{entry['communication_ms']:.1f}", shown]
+    speed = [f"{each:,.0f}", *_efficiency(bench, entry, found), f"{entry['communication_ms']:.1f}", shown]
     return [*head, *speed, _difference(bench, entry, found)]
 
 
@@ -57,8 +59,11 @@ def _reference(bench: dict[str, Any], entry: Entry, found: dict[str, Entry]) -> 
     return other if other is not None and "tokens_per_s" in other else None
 
 
-def _efficiency(bench: dict[str, Any], entry: Entry, found: dict[str, Entry], each: float) -> list[str]:
-    """Returns the measured efficiency and the one that `scaling.py` calculates from the single GPU's step."""
+def _efficiency(bench: dict[str, Any], entry: Entry, found: dict[str, Entry]) -> list[str]:
+    """Returns the measured efficiency and the one that `scaling.py` calculates from the single GPU's step.
+
+    Steps have the same rows on one GPU as on all, so that medians of their seconds can be compared.
+    """
     one = _reference(bench, entry, found)
     if one is None:
         return ["", ""]
@@ -68,7 +73,7 @@ def _efficiency(bench: dict[str, Any], entry: Entry, found: dict[str, Entry], ea
     load = Load(entry["load"], *sizes, compute, 0.0, 0.0, 0.0, 0.0, 0.0)
     # ZeRO-3 sends what FSDP2 does. What goes to the host and back, or between layers, is not calculated.
     strategy = {"zero3": "fsdp2"}.get(entry["way"], entry["way"])
-    measured = f"{100 * each / one['tokens_per_s']:.1f} %"
+    measured = f"{100 * compute / entry['step_time_s']:.1f} %"
     if "offload" in strategy or strategy == "ulysses":
         return [measured, ""]
     shown = seconds(talk(strategy, load, entry["gpus"]), load, entry["gpus"])[1]

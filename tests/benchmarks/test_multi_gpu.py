@@ -38,6 +38,7 @@ def test_shared_sequences_show_their_measured_efficiency_alone(multi_gpu):
     shared = {"load": "long", "gpus": 2, "status": "completed", "error": None, "step_time_s": 1.0, "losses": [1.0]}
     one = {**shared, "key": "long compiled 2", "way": "compiled", "tokens_per_s": 100.0, "peak_allocated_gib": 9.0}
     both = {**one, "key": "long ulysses 2", "way": "ulysses", "tokens_per_s": 180.0, "communication_ms": 2.0}
+    both["step_time_s"] = 1 / 1.8
     entries = [{**entry, "total_parameters": 10, "trainable_parameters": 1} for entry in (one, both)]
     row = multi_gpu.render.__globals__["row"]
     cells = row(multi_gpu.BENCH, entries[1], {entry["key"]: entry for entry in entries})
