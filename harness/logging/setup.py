@@ -57,7 +57,7 @@ def setup_logging(run_folder: Path, rank: int) -> None:
     # Lightning's, wherever SLURM is installed; who starts the ranks is settled before it looks.
     warnings.filterwarnings("ignore", message="The `srun` command is available", category=UserWarning)
     # Of torch 2.11, which looks at all that it takes into a compiled program.
-    warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf", category=UserWarning)
+    warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not", category=UserWarning)
     _quiet_libraries(rank)
 
 
