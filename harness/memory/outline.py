@@ -41,6 +41,7 @@ def outline(config: RunConfig, total_steps: int = 1000) -> Tuned:
         model = skeleton(config.model)
     finally:
         torch.set_default_dtype(before)
+    model.config.dtype = dtype
     model.requires_grad_(False)
     picked = pick_attention(config.model.attention, dtype)
     if picked == Attention.varlen.name:

@@ -23,6 +23,7 @@ LEARN = (
     [
         ["model.dtype=bfloat16"],
         ["memory.precision=bf16", "tuner=full", "optim.lr=1e-3"],
+        ["model.dtype=bfloat16", "tuner=full", "freeze=none", "optim.lr=1e-3"],
         ["model.dtype=float16"],
         ["memory.precision=fp16", "tuner=full", "optim.lr=1e-3"],
         ["memory.precision=fp32"],

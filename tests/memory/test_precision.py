@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from harness.errors import UserError
+from harness.memory.outline import outline
 from harness.memory.precision import checked_precision
 
 
@@ -16,6 +17,8 @@ def precision(make_config, model, *overrides):
         ([], "fp32"),
         (["model.dtype=bfloat16"], "bf16"),
         (["model.dtype=bfloat16", "tuner=full"], "bf16"),
+        (["model.dtype=bfloat16", "tuner=full", "freeze=none"], "bf16"),
+        (["tuner=full", "freeze=none"], "fp32"),
         (["memory.precision=bf16"], "bf16"),
     ],
 )
@@ -23,10 +26,16 @@ def test_follows_the_base_weights_unless_asked(make_config, make_tuned, override
     assert precision(make_config, make_tuned(*overrides).model, *overrides) == expected
 
 
+def test_is_predicted_as_it_will_be(make_config):
+    overrides = ("model.dtype=bfloat16", "tuner=full", "freeze=none")
+    assert precision(make_config, outline(make_config(*overrides)).base, *overrides) == "bf16"
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["model.dtype=bfloat16", "memory.precision=fp32"], r"memory\.precision=fp32: the weights are torch\.bfloat16"),
+        (["model.dtype=bfloat16", "memory.precision=fp32", "tuner=full", "freeze=none"], "set model.dtype=float32"),
         (["memory.precision=fp16"], r"memory\.precision=fp16: needs a GPU"),
     ],
 )
