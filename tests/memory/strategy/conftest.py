@@ -137,6 +137,15 @@ def on_two(group, one_process):
     return run
 
 
+def assert_same_weights(before, after):
+    assert before.keys() == after.keys()
+    for key, value in before.items():
+        # A bias of keys shifts all scores of a query alike, but for the rotation: what little gradient it has is
+        # rounding for the most part, which Adam scales up to whole steps.
+        tolerance = 1e-3 if key.endswith("qkv.bias") else 2e-4
+        torch.testing.assert_close(after[key], value, atol=tolerance, rtol=1e-3, msg=key)
+
+
 @pytest.fixture(scope="session")
 def check(one_process, on_two, figures):
     """Holds the run of a tuner under a strategy to that of one process: curves, export, checkpoints, resume."""
@@ -150,13 +159,7 @@ def check(one_process, on_two, figures):
             assert len(expected) >= (20 if key.startswith("train") else 2)
         assert figures(two.metrics, "train/loss") == figures(whole, "train/loss"), "the resumed run is another"
         name = "model/model.safetensors" if tuner == "full" else "adapter/adapter_model.safetensors"
-        before, after = load_file(one.path / name), load_file(two.path / name)
-        assert before.keys() == after.keys()
-        for key, value in before.items():
-            # A bias of keys shifts all scores of a query alike, but for the rotation: what little gradient it has is
-            # rounding for the most part, which Adam scales up to whole steps.
-            tolerance = 1e-3 if key.endswith("qkv.bias") else 2e-4
-            torch.testing.assert_close(after[key], value, atol=tolerance, rtol=1e-3, msg=key)
+        assert_same_weights(load_file(one.path / name), load_file(two.path / name))
         summary = two.read_summary()
         size = sum(path.stat().st_size for path in (two.checkpoints / "step_20").rglob("*") if path.is_file())
         # A sharded checkpoint has about 1.4 kB beside each tensor of each process, DeepSpeed the weights once more;
