@@ -60,7 +60,9 @@ def build(config: DdpConfig, ranks: "Ranks") -> "Parallel":
         if ranks.skips_parameters and getattr(config, key) is (key == "static_graph"):
             remedy = "the optimiser leaves parameters without gradients, for which the processes would wait"
             raise reject(f"memory.strategy.{key}", getattr(config, key), f"{remedy}; leave it out")
-    options = asdict(config) | {"find_unused_parameters": ranks.skips_parameters if find is None else find}
+    # No buffer here is other than that of the first rank: nothing is to be sent ahead of each forward pass.
+    chosen = {"find_unused_parameters": ranks.skips_parameters if find is None else find, "broadcast_buffers": False}
+    options = asdict(config) | chosen
     del options["name"]
     strategy = Distributed(**options, **ranks.process_group)
     return Parallel(strategy, {"strategy": "ddp", "processes": ranks.world_size, **options})

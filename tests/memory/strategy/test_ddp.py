@@ -16,7 +16,7 @@ def test_settings_reach_torch(make_config, two_ranks):
     choice = ["memory/strategy=ddp", "memory.strategy.static_graph=true", "memory.strategy.bucket_cap_mb=5"]
     parallel = registry.build("memory/strategy", make_config(*choice).memory.strategy, two_ranks)
     settings = {"find_unused_parameters": False, "static_graph": True, "bucket_cap_mb": 5.0}
-    assert parallel.lightning._ddp_kwargs == settings | {"gradient_as_bucket_view": True}
+    assert parallel.lightning._ddp_kwargs == settings | {"gradient_as_bucket_view": True, "broadcast_buffers": False}
     assert settings.items() <= parallel.settings.items()
 
 
