@@ -7,7 +7,8 @@ Both sides hold the same weights, train the same adapter with AdamW, clip, and s
 compared first. Windows of steps alternate between the two, so that what else the machine does meets both alike; the
 figure is the median over windows of the ratio of neighbours, in CPU seconds of one thread. The stock side gets what it
 can take: the four rows of position ids that keep packed samples apart, sdpa, no cache of keys (with one, transformers
-lets packed samples see each other). `--matrix` puts the stock forward on our own modules, for each tuner.
+lets packed samples see each other). `--matrix` puts the stock forward, with transformers' own checkpointing, on our own
+modules, for each tuner.
 """
 
 import argparse
@@ -173,10 +174,12 @@ def matrix(windows: int, steps: int) -> None:
                 made, step = ours(config)
                 torch.manual_seed(0)
                 other = tuned(same)
-                for model, settings in ((made.base, config), (other.base, same)):
-                    registry.build("memory", settings.memory, model)
-                    for module in model.modules():
-                        module.p = 0.0 if isinstance(module, torch.nn.Dropout) else getattr(module, "p", None)
+                registry.build("memory", config.memory, made.base)
+                if checkpointing == "true":
+                    other.base.gradient_checkpointing_enable({"use_reentrant": False})
+                for module in (*made.base.modules(), *other.base.modules()):
+                    if isinstance(module, torch.nn.Dropout):
+                        module.p = 0.0
                 other.base.config.text_config.use_cache = False
                 found = compare((step, stock_step(other.model)), packed(config, steps), windows)
                 print(f"{name:12} checkpointing {checkpointing:5} {found['ratio']:.2f}", flush=True)
