@@ -26,7 +26,7 @@ from typing import Any
 import yaml
 from gpu_watch import under_load, watched
 from performance_tables import render
-from process import ROOT, Outcome, run_harness
+from process import ROOT, Outcome, card_and_versions, run_harness
 from tables import keep, read_lines, split_arguments
 
 BENCH = yaml.safe_load((ROOT / "benchmarks" / "bench.yaml").read_text(encoding="utf-8"))
@@ -86,6 +86,7 @@ def entry(name: str, chosen: list[str], outcome: Outcome, rows: list[Entry]) -> 
     """Returns what is kept of a run."""
     environment = outcome.environment
     git = environment.get("git") or {}
+    seen = card_and_versions(environment, PACKAGES)
     kept = ("train_loss", "peak_allocated_gib", "startup_time_s", "measured_peak_tflop_per_s", "trainable_parameters")
     return {
         "key": name,
@@ -94,8 +95,8 @@ def entry(name: str, chosen: list[str], outcome: Outcome, rows: list[Entry]) -> 
         "error": outcome.error,
         **figures(rows),
         **{key: outcome.summary.get(key) for key in kept},
-        "device": environment.get("device", {}).get("name"),
-        "versions": {key: environment.get("packages", {}).get(key) for key in PACKAGES}
+        "device": seen["device"],
+        "versions": seen["versions"]
         | {"python": environment.get("python"), "cuda": environment.get("device", {}).get("cuda")},
         "git": git.get("commit", "unknown")[:12] + (" and changes" if git.get("dirty") else ""),
     }

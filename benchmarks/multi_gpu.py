@@ -26,7 +26,7 @@ from typing import Any
 
 import yaml
 from multi_gpu_tables import render
-from process import ROOT, run_harness
+from process import ROOT, card_and_versions, run_harness
 from tables import keep, read_json, read_lines, split_arguments
 
 BENCH = yaml.safe_load((ROOT / "benchmarks" / "multi_gpu.yaml").read_text(encoding="utf-8"))
@@ -116,7 +116,6 @@ def measure(run: Run, more: Sequence[str], out: Path, env: Mapping[str, str]) ->
     outcome = run_harness(chosen, folder, BENCH["limit_s"], env)
     rows = [json.loads(line) for line in read_lines(folder / "metrics.jsonl")]
     profile = read_json(folder / "profile" / "kernels.json", {"groups": {}})
-    device = outcome.environment.get("device", {})
     made = {
         "key": run.key,
         "load": run.load,
@@ -128,8 +127,7 @@ def measure(run: Run, more: Sequence[str], out: Path, env: Mapping[str, str]) ->
         **figures(rows),
         **{key: outcome.summary.get(key) for key in ("peak_allocated_gib", "trainable_parameters", "total_parameters")},
         "communication_ms": profile["groups"].get("communication", 0.0),
-        "device": device.get("name"),
-        "versions": {key: outcome.environment.get("packages", {}).get(key) for key in ("torch", "transformers")},
+        **card_and_versions(outcome.environment, ("torch", "transformers")),
     }
     print(f"{run.key}: {' '.join(_words(made))}; {folder}", flush=True)
     return made

@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from process import ROOT, environment
+from process import ROOT, card_and_versions, environment
 from tables import fill, keep, markdown, read_json, read_lines, split_arguments
 
 from harness.sweep.places import visible_gpus
@@ -42,7 +42,7 @@ Entry = dict[str, Any]
 
 
 def sweep(overrides: Sequence[str], folder: Path, gpu: str | None, limit_s: float) -> Entry:
-    """Runs a sweep of the pool, and returns its seconds and what is wrong with it.
+    """Runs a sweep of the pool, and returns its seconds, exit code and trials.
 
     Args:
         overrides: With the pool's own.
@@ -81,11 +81,7 @@ def trials(folder: Path) -> dict[str, Entry]:
 def of_device(folder: Path) -> Entry:
     """Returns card and versions that the first trial saw."""
     found = next((read_json(path) for path in sorted(folder.glob("*/environment.json"))), {})
-    packages = found.get("packages", {})
-    return {
-        "device": (found.get("device") or {}).get("name"),
-        "versions": {key: packages.get(key) for key in ("torch", "transformers", "peft")},
-    }
+    return card_and_versions(found, ("torch", "transformers", "peft"))
 
 
 def measure_warm(out: Path, limit_s: float, more: Sequence[str]) -> Entry:

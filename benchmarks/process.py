@@ -33,6 +33,20 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path}
 
 
+def card_and_versions(environment: Mapping[str, Any], packages: Sequence[str]) -> dict[str, Any]:
+    """Returns what results say of where a run ran: `device` and `versions`.
+
+    Args:
+        environment: Of the run's environment.json; empty where it came to none.
+        packages: Whose versions are told.
+    """
+    found = environment.get("packages", {})
+    return {
+        "device": environment.get("device", {}).get("name"),
+        "versions": {name: found.get(name) for name in packages},
+    }
+
+
 def run_harness(overrides: Sequence[str], folder: Path, limit_s: float, env: Mapping[str, str]) -> Outcome:
     """Runs one trial in its folder, ended after so many seconds; the log lies beside it.
 

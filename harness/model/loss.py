@@ -155,13 +155,9 @@ def _called(hidden_KD: Tensor, head: nn.Module, targets_K: Tensor, weights_K: Te
         parts = zip(*(_split(part, len(targets_K)) for part in (hidden_KD, targets_K, weights_K)), strict=True)
         return torch.cat([work(*part) for part in parts])
 
-    within = _in_one_call if getattr(head, GATHERS, False) else _in_calls
-    loss_K = within(head, over_chunks, hidden_KD)
+    gathers = getattr(head, GATHERS, False)
+    loss_K = _in_one_call(head, over_chunks, hidden_KD) if gathers else over_chunks(head, hidden_KD)
     return loss_K.sum(), loss_K.detach()
-
-
-def _in_calls(head: nn.Module, over_chunks: OverChunks, hidden_KD: Tensor) -> Tensor:
-    return over_chunks(head, hidden_KD)
 
 
 def _in_one_call(head: nn.Module, over_chunks: OverChunks, hidden_KD: Tensor) -> Tensor:

@@ -151,8 +151,7 @@ class BetweenSteps(lightning.Callback):
         save = self.checkpoints and (last or leaves or step % self.save_every == 0)
         if not (last or leaves or validate or save or self.recorder.num_pending >= self.log_every):
             return
-        means = pl_module.ranks.means if trainer.world_size > 1 else None
-        interval = pl_module.meter.end_interval(self.data.take_wait_seconds(), means)
+        interval = pl_module.meter.end_interval(self.data.take_wait_seconds(), pl_module.ranks.means)
         self.progression.memory = peak_memory(pl_module.device)
         figures = self.progression.memory | pl_module.meter.metrics(interval) | self._cache_figures()
         figures |= self.checkpointer.figures()

@@ -20,18 +20,21 @@ class HostGroup:
         self._group = dist.new_group(backend="gloo") if size > 1 and dist.get_backend() != "gloo" else None
 
     def reduce(self, values: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> None:
-        """Adds values of the host up over ranks, or takes another operation's result, in place."""
-        if self.size > 1:
-            dist.all_reduce(values, operation, group=self._group)
+        """Adds values of the host up over several ranks, or takes another operation's result, in place."""
+        dist.all_reduce(values, operation, group=self._group)
 
     def sums(self, *counts: int) -> list[int]:
         """Returns counts added up over ranks."""
+        if self.size == 1:
+            return list(counts)
         totals = torch.tensor(counts)
         self.reduce(totals)
         return totals.tolist()
 
     def means(self, values: Sequence[float]) -> list[float]:
         """Returns the averages over ranks."""
+        if self.size == 1:
+            return list(values)
         totals = torch.tensor(values, dtype=torch.float64)
         self.reduce(totals)
         return (totals / self.size).tolist()
