@@ -1,31 +1,21 @@
 """The scripts behind docs/performance.md, on results made up here, and the ratio to stock transformers + PEFT."""
 
-import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import bench
+import cpu_bench
+import gpu_watch
+import performance_tables
 import pytest
 import torch
 
 from harness.compose import compose_config
 from harness.config import to_run_config
 
-FOLDER = Path(__file__).parent.parent.parent / "benchmarks"
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tables, process, performance_tables = load("tables"), load("process"), load("performance_tables")
-gpu_watch = load("gpu_watch")
-bench, cpu_bench = load("bench"), load("cpu_bench")
+ROOT = Path(__file__).parents[2]
 WORKLOADS = bench.BENCH["workloads"]
 GIT = {"commit": "0123456789abcdef", "dirty": True}
 
@@ -115,7 +105,7 @@ def test_workloads_compose_and_name_what_prepare_makes(name):
 
 def test_the_page_has_the_places_and_what_is_rendered(tmp_path):
     """docs/performance.md is what its results give."""
-    page = FOLDER.parent / "docs" / "performance.md"
+    page = ROOT / "docs" / "performance.md"
     (tmp_path / "performance.md").write_text(page.read_text())
     (tmp_path / "results").symlink_to(page.parent / "results")
     performance_tables.render(bench.BENCH, tmp_path)

@@ -1,29 +1,13 @@
 """The script behind the table of docs/memory.md, on results made up here."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
+import memory_table
+import memory_tables
 import pytest
 
 from harness.compose import compose_config
 from harness.config import to_run_config
-
-FOLDER = Path(__file__).parent.parent.parent / "benchmarks"
-
-
-def load(name):
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-        module = sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-for needed in ("tables", "process", "random_checkpoint", "memory_tables"):
-    load(needed)
-memory_tables, memory_table = load("memory_tables"), load("memory_table")
 
 
 def entry(key="4b tuner=lora", **changes):

@@ -1,28 +1,14 @@
 """The runs on several GPUs: valid command lines, and the same work on one GPU as on all of them."""
 
-import sys
-from pathlib import Path
-
+import multi_gpu
 import pytest
 
 from harness.compose import compose_config
 from harness.config import to_run_config
 
 
-@pytest.fixture
-def multi_gpu(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
-    before = set(sys.modules)
-    import multi_gpu
-
-    yield multi_gpu
-    for name in set(sys.modules) - before:
-        if name in ("multi_gpu", "multi_gpu_tables", "scaling", "tables", "process"):
-            del sys.modules[name]
-
-
 @pytest.mark.parametrize("gpus", [2, 8])
-def test_every_run_composes_and_has_the_global_batch_of_the_one_it_is_held_against(multi_gpu, gpus):
+def test_every_run_composes_and_has_the_global_batch_of_the_one_it_is_held_against(gpus):
     bench = multi_gpu.BENCH
     for load in bench["loads"]:
         rows = {}
@@ -34,7 +20,7 @@ def test_every_run_composes_and_has_the_global_batch_of_the_one_it_is_held_again
             assert rows[way] == rows[bench["strategies"][way]["against"]], (load, way)
 
 
-def test_shared_sequences_show_their_measured_efficiency_alone(multi_gpu):
+def test_shared_sequences_show_their_measured_efficiency_alone():
     shared = {"load": "long", "gpus": 2, "status": "completed", "error": None, "step_time_s": 1.0, "losses": [1.0]}
     one = {**shared, "key": "long compiled 2", "way": "compiled", "tokens_per_s": 100.0, "peak_allocated_gib": 9.0}
     both = {**one, "key": "long ulysses 2", "way": "ulysses", "tokens_per_s": 180.0, "communication_ms": 2.0}

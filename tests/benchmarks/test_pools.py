@@ -1,21 +1,6 @@
 """What is shown of pools that were timed."""
 
-import sys
-from pathlib import Path
-
-import pytest
-
-
-@pytest.fixture
-def pools(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
-    before = set(sys.modules)
-    import pools
-
-    yield pools
-    for name in set(sys.modules) - before:
-        if name in ("pools", "process", "tables"):
-            del sys.modules[name]
+import pools
 
 
 def sweep(seconds, *losses):
@@ -24,7 +9,7 @@ def sweep(seconds, *losses):
     return {"command": "python -m harness", "seconds": seconds, "code": 0, "trials": trials}
 
 
-def test_ways_are_compared_by_seconds_and_losses(pools, tmp_path):
+def test_ways_are_compared_by_seconds_and_losses(tmp_path):
     own = {"device": "NVIDIA H200", "versions": {"torch": "2.11.0"}}
     apart = sweep(80.0, [2.0, 1.0], [2.0, 1.0])
     warm = {"key": "warm", "side_by_side": True, "warm": sweep(40.0, [2.0, 1.0], [2.3, 1.4]), "apart": apart, **own}

@@ -1,17 +1,10 @@
 """The calculated plan for several GPUs."""
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import pytest
-
-FOLDER = Path(__file__).parent.parent.parent / "benchmarks"
-sys.path.insert(0, str(FOLDER))
-try:
-    import scaling
-finally:
-    sys.path.remove(str(FOLDER))
+import scaling
 
 LOAD = scaling.Load("x", 4_000_000_000, 4_000_000_000, 36, 0.5, 8000, 8.0, 16.0, 32.0, 4.0)
 
@@ -42,7 +35,7 @@ def test_memory_by_strategy():
 
 
 def test_the_page_is_what_the_results_give(tmp_path):
-    page = FOLDER.parent / "docs" / "scaling.md"
+    page = Path(__file__).parents[2] / "docs" / "scaling.md"
     (tmp_path / "scaling.md").write_text(page.read_text())
     (tmp_path / "results").symlink_to(page.parent / "results")
     scaling.main(tmp_path)

@@ -1,35 +1,20 @@
 """The script behind docs/tuners.md, on results made up here; no run is started but one that can not begin."""
 
-import importlib.util
 import json
 import re
-import sys
-from pathlib import Path
 
 import pytest
+import tuner_table
+import tuner_tables
 
 from harness import registry
 from harness.compose import compose_config
 from harness.config import to_run_config
 
 registry.load()
-FOLDER = Path(__file__).parent.parent.parent / "benchmarks"
 PLACES = "".join(
     f"<!-- {name} -->\nstale\n<!-- end -->\n\n" for name in ("methods", "variants", "optimizers", "digits")
 )
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-for shared in ("tables", "process"):
-    load(shared)
-tuner_tables = load("tuner_tables")
-tuner_table = load("tuner_table")
 
 
 def entry(table, method, accuracy=0.5, **changes):
