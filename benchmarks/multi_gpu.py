@@ -29,6 +29,8 @@ from multi_gpu_tables import render
 from process import ROOT, card_and_versions, run_harness
 from tables import keep, read_json, read_lines, split_arguments
 
+from harness.sweep.places import visible_gpus
+
 BENCH = yaml.safe_load((ROOT / "benchmarks" / "multi_gpu.yaml").read_text(encoding="utf-8"))
 Entry = dict[str, Any]
 
@@ -150,7 +152,8 @@ def measure_on_each(run: Run, more: Sequence[str], out: Path) -> Entry:
         more: Overrides of this call.
         out: The folder of the runs.
     """
-    own = [{"CUDA_VISIBLE_DEVICES": str(number)} for number in range(run.gpus)]
+    names = visible_gpus() or [str(number) for number in range(run.gpus)]
+    own = [{"CUDA_VISIBLE_DEVICES": name} for name in names[: run.gpus]]
     with ThreadPoolExecutor(run.gpus) as places:
         made = list(places.map(lambda env: measure(run, more, out / env["CUDA_VISIBLE_DEVICES"], env), own))
     failed = next((entry for entry in made if entry["status"] != "completed"), None)

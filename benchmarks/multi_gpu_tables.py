@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from scaling import Load, seconds, talk
-from tables import failure, fill, markdown, read_json
+from scaling import INSIDE, Load, seconds, talk
+from tables import card, failure, fill, markdown, read_json
 
 Entry = dict[str, Any]
 HEADER = (
@@ -20,16 +20,39 @@ def render(bench: dict[str, Any], docs: Path) -> None:
         bench: The content of multi_gpu.yaml.
         docs: The folder with scaling.md and results/.
     """
-    paths = sorted((docs / "results").glob("multi_gpu_*.json"))
-    fill(docs / "scaling.md", {"measured": "\n".join(table(bench, read_json(path)) for path in paths) or "Not yet.\n"})
+    results = docs / "results"
+    parts = []
+    for path in sorted(results.glob("multi_gpu_*.json")):
+        entries = read_json(path)
+        links = read_json(results / f"links_{card(entries[0]['device']).lower()}.json", [])
+        parts += [table(bench, entries, links), *([links_table(links)] if links else [])]
+    fill(docs / "scaling.md", {"measured": "\n".join(parts) or "Not yet.\n"})
 
 
-def table(bench: dict[str, Any], entries: list[Entry]) -> str:
-    """Renders the results of one card."""
-    found = {entry["key"]: entry for entry in entries}
+def links_table(links: list[Entry]) -> str:
+    """Renders what GPUs of a card send each other."""
+    names = ("all_gather", "reduce_scatter", "all_reduce")
+    rows = [
+        [str(entry["gpus"]), size, *(f"{rates[name] / 1e9:.1f}" for name in names)]
+        for entry in links
+        for size, rates in entry["bytes_per_s"].items()
+    ]
+    return markdown(("GPUs", "tensor, MiB", *(f"{name.replace('_', '-')}, GB/s sent" for name in names)), rows)
+
+
+def table(bench: dict[str, Any], entries: list[Entry], links: list[Entry]) -> str:
+    """Renders the results of one card.
+
+    Args:
+        bench: The content of multi_gpu.yaml.
+        entries: Of multi_gpu.py.
+        links: Of links.py, with the same card.
+    """
+    inside = {entry["gpus"]: list(entry["bytes_per_s"].values())[-1]["all_gather"] for entry in links}
+    found = {entry["key"]: {**entry, "sends": inside.get(entry["gpus"], INSIDE)} for entry in entries}
     loads, ways = list(bench["loads"]), [*bench["one_gpu"], *bench["strategies"]]
     entries = sorted(entries, key=lambda entry: (loads.index(entry["load"]), entry["gpus"], ways.index(entry["way"])))
-    rows = [row(bench, entry, found) for entry in entries]
+    rows = [row(bench, found[entry["key"]], found) for entry in entries]
     versions = sorted({f"torch {entry['versions'].get('torch')}" for entry in entries})
     return f"### {entries[0]['device']}, {', '.join(versions)}\n\n{markdown(HEADER, rows)}"
 
@@ -76,7 +99,7 @@ def _efficiency(bench: dict[str, Any], entry: Entry, found: dict[str, Entry]) ->
     measured = f"{100 * compute / entry['step_time_s']:.1f} %"
     if "offload" in strategy or strategy == "ulysses":
         return [measured, ""]
-    shown = seconds(talk(strategy, load, entry["gpus"]), load, entry["gpus"])[1]
+    shown = seconds(talk(strategy, load, entry["gpus"]), load, entry["gpus"], entry["sends"])[1]
     return [measured, f"{100 * compute / (compute + shown):.1f} %"]
 
 

@@ -106,9 +106,9 @@ def _placed(sent: float, ranks: int, collectives: int, overlap: float) -> Talk:
     return Talk(sent, 0.0, collectives, overlap) if ranks <= NODE else Talk(0.0, sent, collectives, overlap)
 
 
-def seconds(said: Talk, load: Load, ranks: int) -> tuple[float, float]:
-    """Returns how long the talk takes and how much of it shows."""
-    whole = said.inside / INSIDE + said.between / BETWEEN + said.collectives * math.log2(ranks) * LATENCY_S
+def seconds(said: Talk, load: Load, ranks: int, inside: float = INSIDE) -> tuple[float, float]:
+    """Returns how long the talk takes and how much of it shows; `inside`: bytes a GPU sends in a second in a node."""
+    whole = said.inside / inside + said.between / BETWEEN + said.collectives * math.log2(ranks) * LATENCY_S
     return whole, max(0.0, whole - said.overlap * load.compute_s)
 
 

@@ -17,6 +17,7 @@ from harness.experiment.resume import AUTO
 from harness.logging.metrics import read
 from harness.trainer.callback import Best, Progression
 from harness.trainer.checkpoint import Checkpointer
+from harness.trainer.in_place import stay
 from harness.trainer.loss_check import LossCheck
 from harness.trainer.module import TrainingModule
 
@@ -156,6 +157,7 @@ def fit(trainer: lightning.Trainer, module: TrainingModule, data: DataModule, ch
     """
     if not checkpointer.parts:
         trainer.strategy.checkpoint_io = checkpointer.holder
+    stay(trainer.strategy)
     path = checkpointer.path_of("last") if data.start_step else None
     trainer.fit(module, data, ckpt_path=path, weights_only=True)
     checkpointer.wait()

@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 _PROGRAMS = 64
 """Programs of one block at most: each type of layer, trained or not, with gradients or without, needs its own."""
 
-_own_blocks: dict[str, Callable[..., Tensor]] = {}
-"""`run_block` by the settings that it is compiled for."""
+_own_blocks: dict[tuple[str, str], Callable[..., Tensor]] = {}
+"""`run_block` by the settings and the tower that it is compiled for."""
 
 
 def will_compile(config: RunConfig, model_type: str, device: torch.device) -> bool:
@@ -76,8 +76,7 @@ def compile_blocks(model: nn.Module, one_length: bool, settings: str = "", hooke
     Returns:
         Whether a model of these settings was compiled in this process before.
     """
-    is_known = settings in _own_blocks
-    run_own = _own_blocks.setdefault(settings, _renamed(run_block, f"run_block_{len(_own_blocks)}"))
+    is_known = any(of == settings for of, _ in _own_blocks)
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _PROGRAMS)
     towers: Any = model.model
     for tower, blocks, varying in (
@@ -87,7 +86,7 @@ def compile_blocks(model: nn.Module, one_length: bool, settings: str = "", hooke
         if hooked:
             _compile_forwards(blocks, varying)
         else:
-            tower.run_block = _compiled(run_own, varying)
+            tower.run_block = _compiled(_own_block(settings, type(tower).__name__), varying)
     # The number of supervised tokens differs from batch to batch.
     head: Any = model.lm_head
     head.slopes = torch.compile(fused_slopes, dynamic=True)
@@ -96,10 +95,16 @@ def compile_blocks(model: nn.Module, one_length: bool, settings: str = "", hooke
     return is_known
 
 
-def _renamed(function: Callable[..., Tensor], name: str) -> Callable[..., Tensor]:
-    """Returns a copy with code of its own: dynamo keeps programs by it, and what it knows of shapes by its name."""
-    assert isinstance(function, FunctionType)
-    return FunctionType(function.__code__.replace(co_name=name), function.__globals__, name)
+def _own_block(settings: str, tower: str) -> Callable[..., Tensor]:
+    """Returns a copy of `run_block` with code of its own: dynamo keeps programs by it, and what it knows of shapes.
+
+    Two towers with one would each meet the other's shapes, and have programs for any length, which are slower.
+    """
+    if (settings, tower) not in _own_blocks:
+        assert isinstance(run_block, FunctionType)
+        name = f"run_block_{len(_own_blocks)}"
+        _own_blocks[settings, tower] = FunctionType(run_block.__code__.replace(co_name=name), run_block.__globals__, name)
+    return _own_blocks[settings, tower]
 
 
 def _compile_forwards(blocks: Iterable[nn.Module], varying: int | None) -> None:
@@ -129,6 +134,10 @@ def _compiled(function: Callable[..., Tensor], varying: int | None) -> Callable[
     program = torch.compile(function)
 
     def run(block: nn.Module, hidden: Tensor, **told: Any) -> Tensor:
+        if torch.is_grad_enabled() and not hidden.requires_grad and any(p.requires_grad for p in block.parameters()):
+            # Where embeddings are frozen, the first layer's input alone needs no gradient, and would cost a second
+            # compilation of what all others share: longer than its gradient takes in a whole run.
+            hidden = hidden.detach().requires_grad_()
         for name in ("cu_seqlens", "cu_seq_lens_q"):
             if name in told:
                 torch._dynamo.maybe_mark_dynamic(told[name], 0)

@@ -78,8 +78,9 @@ def kernels(profiler: Any) -> dict[tuple[str, str], tuple[float, int]]:
             entry[0], entry[1] = entry[0] + micros / 1e6, entry[1] + 1
             launched[name] += micros
     for event in events if on_gpu else []:
-        # Kernels that no operator launched, as the compiler's are.
-        if event.device_type == DeviceType.CUDA and event.name not in launched:
+        # Kernels that no operator launched, as the compiler's are. Names given to stretches of time (an optimiser's
+        # step, NCCL's collectives, compiled graphs) stand among them, and would count what runs in them twice.
+        if event.device_type == DeviceType.CUDA and event.name not in launched and not event.is_user_annotation:
             entry = found[group(event.name, "", []), event.name]
             entry[0], entry[1] = entry[0] + event.self_device_time_total / 1e6, entry[1] + 1
     return {key: (seconds, int(calls)) for key, (seconds, calls) in found.items()}

@@ -34,7 +34,8 @@ def exporter(tuned: Tuned, dtype: torch.dtype) -> Callable[[Path], Path]:
         for name, layer in layers:
             weight = layer.get_base_layer().weight
             merged = weight.float() + layer.get_delta_weight("default").float()
-            state[base_name(f"{name}.weight")] = merged.detach().to(dtype)
+            # On the host: a GPU may have no room for a second model.
+            state[base_name(f"{name}.weight")] = merged.detach().to(dtype).cpu()
         tuned.base.save_pretrained(folder / "model", state_dict=state)
         return folder / "model"
 
