@@ -94,7 +94,10 @@ def main() -> None:
         "bytes_per_s": rates,
         "peer_access": on_gpu and torch.cuda.can_device_access_peer(0, 1),
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
-        "versions": {"torch": torch.__version__, "nccl": ".".join(map(str, torch.cuda.nccl.version())) if on_gpu else ""},
+        "versions": {
+            "torch": torch.__version__,
+            "nccl": ".".join(map(str, torch.cuda.nccl.version())) if on_gpu else "",
+        },
     }
     for size, rate in rates.items():
         print(f"{size} MiB: " + ", ".join(f"{name} {value / 1e9:.1f} GB/s" for name, value in rate.items()), flush=True)

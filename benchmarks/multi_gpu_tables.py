@@ -63,7 +63,7 @@ def row(bench: dict[str, Any], entry: Entry, found: dict[str, Entry]) -> list[st
     head = [
         entry["load"],
         f"one process, {entry['way']}" if single else entry["way"],
-        str(1 if single else entry["gpus"]),
+        f"1 (for {entry['gpus']})" if single else str(entry["gpus"]),
     ]
     if "tokens_per_s" not in entry or entry["status"] != "completed":
         return [*head, failure(entry), *[""] * (len(HEADER) - 4)]
@@ -72,7 +72,8 @@ def row(bench: dict[str, Any], entry: Entry, found: dict[str, Entry]) -> list[st
     if single:
         return [*head, f"{entry['tokens_per_s']:,.0f}", "", "", "", shown, ""]
     each = entry["tokens_per_s"] / entry["gpus"]
-    speed = [f"{each:,.0f}", *_efficiency(bench, entry, found), f"{entry['communication_ms']:.1f}", shown]
+    talked = entry["communication_ms"]
+    speed = [f"{each:,.0f}", *_efficiency(bench, entry, found), "" if talked is None else f"{talked:.1f}", shown]
     return [*head, *speed, _difference(bench, entry, found)]
 
 

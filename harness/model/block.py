@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+FOLLOWS_INPUT = "follows_input"
+"""Name of a tower's attribute that is true where the input of each block that trains has to have a gradient."""
+
 
 def call(tower: nn.Module, block: nn.Module, hidden: Tensor, **told: Any) -> Tensor:
     """Returns what a block makes of its input.
@@ -21,6 +24,9 @@ def call(tower: nn.Module, block: nn.Module, hidden: Tensor, **told: Any) -> Ten
         hidden: Its input.
         told: What else its forward takes.
     """
+    follows = getattr(tower, FOLLOWS_INPUT, False) and torch.is_grad_enabled() and not hidden.requires_grad
+    if follows and any(parameter.requires_grad for parameter in block.parameters()):
+        hidden = hidden.detach().requires_grad_()
     run = getattr(tower, "run_block", run_block) if block.training else run_block
     recompute = getattr(block, "recompute", None)
     if recompute is None or not (block.training and torch.is_grad_enabled()):

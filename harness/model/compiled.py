@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.config import RunConfig, identity
-from harness.model.block import run_block
+from harness.model.block import FOLLOWS_INPUT, run_block
 from harness.model.loss import fused_slopes
 
 log = logging.getLogger(__name__)
@@ -83,6 +83,9 @@ def compile_blocks(model: nn.Module, one_length: bool, settings: str = "", hooke
         (towers.language_model, towers.language_model.layers, None if one_length else 1),
         (towers.visual, towers.visual.blocks, 0),
     ):
+        # Where embeddings are frozen, the first layer's input alone needs no gradient, and would cost a second
+        # compilation of what all others share: longer than its gradient takes in a whole run.
+        setattr(tower, FOLLOWS_INPUT, True)
         if hooked:
             _compile_forwards(blocks, varying)
         else:
@@ -103,7 +106,9 @@ def _own_block(settings: str, tower: str) -> Callable[..., Tensor]:
     if (settings, tower) not in _own_blocks:
         assert isinstance(run_block, FunctionType)
         name = f"run_block_{len(_own_blocks)}"
-        _own_blocks[settings, tower] = FunctionType(run_block.__code__.replace(co_name=name), run_block.__globals__, name)
+        _own_blocks[settings, tower] = FunctionType(
+            run_block.__code__.replace(co_name=name), run_block.__globals__, name
+        )
     return _own_blocks[settings, tower]
 
 
@@ -134,10 +139,6 @@ def _compiled(function: Callable[..., Tensor], varying: int | None) -> Callable[
     program = torch.compile(function)
 
     def run(block: nn.Module, hidden: Tensor, **told: Any) -> Tensor:
-        if torch.is_grad_enabled() and not hidden.requires_grad and any(p.requires_grad for p in block.parameters()):
-            # Where embeddings are frozen, the first layer's input alone needs no gradient, and would cost a second
-            # compilation of what all others share: longer than its gradient takes in a whole run.
-            hidden = hidden.detach().requires_grad_()
         for name in ("cu_seqlens", "cu_seq_lens_q"):
             if name in told:
                 torch._dynamo.maybe_mark_dynamic(told[name], 0)

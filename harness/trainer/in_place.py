@@ -1,7 +1,7 @@
 """Leaves weights and optimiser state where they are when training is over.
 
 Lightning's strategies move both to the host: seven seconds for the 9 GiB of a 4B model. Nothing wants them there: what
-is exported is copied as it is written, and another trial of the process goes on with the weights (`harness.model.kept`).
+is exported is copied as it is written, and another trial of the process takes the weights over (`harness.model.kept`).
 """
 
 from typing import Any

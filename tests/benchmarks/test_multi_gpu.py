@@ -29,3 +29,17 @@ def test_shared_sequences_show_their_measured_efficiency_alone():
     row = multi_gpu.render.__globals__["row"]
     cells = row(multi_gpu.BENCH, entries[1], {entry["key"]: entry for entry in entries})
     assert cells[3:6] == ["90", "90.0 %", ""]
+
+
+def test_what_is_calculated_takes_the_measured_rate_of_as_many_gpus():
+    table = multi_gpu.render.__globals__["table"]
+    one = {"load": "4b_full", "gpus": 2, "status": "completed", "error": None, "losses": [1.0], "device": "NVIDIA X"}
+    one |= {"total_parameters": 4e9, "trainable_parameters": 4e9, "peak_allocated_gib": 9.0, "versions": {"torch": "2"}}
+    one |= {"key": "4b_full compiled 2", "way": "compiled", "tokens_per_s": 100.0, "step_time_s": 0.4}
+    both = {**one, "key": "4b_full fsdp2 2", "way": "fsdp2", "communication_ms": None, "step_time_s": 0.25}
+    links = {"gpus": 2, "bytes_per_s": {"1": {"all_gather": 1e9}, "1024": {"all_gather": 16e9}}}
+    # (16 + 16) / 2 GB at 16 GB/s are a second, of which 0.9 of a step's 0.2 are hidden.
+    shown = 1.0 + 108 * 10e-6 - 0.9 * 0.2
+    assert f"| 80.0 % | {100 * 0.2 / (0.2 + shown):.1f} % |" in table(multi_gpu.BENCH, [one, both], [links])
+    assert "| 80.0 % | 100.0 % |" in table(multi_gpu.BENCH, [one, both], [])
+    assert "| 80.0 % | 100.0 % |" in table(multi_gpu.BENCH, [one, both], [{**links, "gpus": 4}])

@@ -5,12 +5,13 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import deepspeed
-from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad, set_z3_leaf_module
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor, nn
 
 from harness.memory.strategy import build_lock
 from harness.memory.strategy.parallel import Ranks, replace_weights
+from harness.model.block import FOLLOWS_INPUT
 from harness.model.loss import GATHERS
 
 if TYPE_CHECKING:
@@ -21,9 +22,17 @@ class Zero(DeepSpeedStrategy):
     """Lightning's strategy, which at the end leaves the model where it is: it has still to be gathered."""
 
     def setup(self, trainer: Any) -> None:
-        """Has the loss call the head once a micro-batch, so that all ranks gather it as often."""
+        """Has layers and blocks gathered whole, and the loss call the head once a micro-batch on all ranks."""
         module: Any = self.lightning_module
         setattr(module.model.lm_head, GATHERS, True)
+        towers = module.tuned.base.model
+        text, vision = towers.language_model, towers.visual
+        for tower, blocks in ((text, text.layers), (vision, vision.blocks)) if module.parallel.sharded else ():
+            # Gradients of such a module count as complete when its input's is: without one they would at once.
+            setattr(tower, FOLLOWS_INPUT, True)
+            for block in blocks:
+                # Else DeepSpeed hangs on every module within, and gathers weight by weight.
+                set_z3_leaf_module(block, True)
         super().setup(trainer)
 
     def teardown(self) -> None:

@@ -44,9 +44,10 @@ class Fsdp2Config(StrategyConfig):
     cpu_offload: bool = False
     """Keep shards of weights, gradients and state in the host's memory, where the optimiser runs too."""
     param_dtype: ShardType | None = None
-    """Type in which weights are gathered: bfloat16 halves the traffic of those that train in float32. Null: theirs."""
+    """Type in which weights are gathered. Null: bfloat16 for the layers and blocks of a model that trains as a whole
+    under bf16: half the traffic, and products take that type in any case, but norms round to it. Else theirs."""
     reduce_dtype: ShardType | None = None
-    """Type in which gradients are summed over the processes. Null: that of the gathered weights."""
+    """Type in which gradients are summed over the processes. Null: that of the weights, gathered in another or not."""
 
     def __post_init__(self) -> None:
         """Checks ranges."""

@@ -1,5 +1,6 @@
 """What FSDP2 does to a model: splits it, clips over shards, and puts it together again."""
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,19 +30,20 @@ def shard(config: "Fsdp2Config", module: "TrainingModule") -> None:
     _check(module)
     options: dict[str, Any] = {
         "mesh": _mesh(config, module),
-        "reshard_after_forward": config.reshard_after_forward,
-        "mp_policy": MixedPrecisionPolicy(
-            param_dtype=_dtype(config.param_dtype),
-            reduce_dtype=_dtype(config.reduce_dtype),
-            cast_forward_inputs=False,
-        ),
         "offload_policy": CPUOffloadPolicy() if config.cpu_offload else OffloadPolicy(),
     }
+    param_dtype, reduce_dtype = _dtype(config.param_dtype), _dtype(config.reduce_dtype)
     towers: Any = module.tuned.base.model
-    for block in (*towers.language_model.layers, *towers.visual.blocks):
-        fully_shard(block, **options)
+    for blocks in (list(towers.language_model.layers), list(towers.visual.blocks)):
+        for block in blocks:
+            policy = _policy(param_dtype or _smaller(module, block), reduce_dtype, block)
+            fully_shard(block, **options, mp_policy=policy, reshard_after_forward=config.reshard_after_forward)
+        for block, following in pairwise(blocks):
+            # Asked for before a block runs and not after, for a host that is hardly ahead of its GPU.
+            block.set_modules_to_forward_prefetch([following])
     # Needed from the first operation of a step to the last.
-    fully_shard(module, **options | {"reshard_after_forward": False})
+    outermost = _policy(param_dtype, reduce_dtype, module)
+    fully_shard(module, **options, mp_policy=outermost, reshard_after_forward=False)
 
 
 def clip(parameters: list[nn.Parameter], limit: float) -> Tensor:
@@ -75,6 +77,26 @@ def _mesh(config: "Fsdp2Config", module: "TrainingModule") -> DeviceMesh:
         return mesh["data_parallel"]
     shape = mesh.size() // config.shard_size, config.shard_size
     return init_device_mesh(mesh.device_type, shape, mesh_dim_names=("copy", "shard"))
+
+
+def _smaller(module: "TrainingModule", block: nn.Module) -> torch.dtype | None:
+    """Returns the type that a block's weights can be gathered in, where it is smaller than theirs.
+
+    Adapters stay as they are: they are small, and magnitudes and scales need what bits they have.
+    """
+    if module.trainer.precision != "bf16-mixed" or module.tuned.adapter:
+        return None
+    return torch.bfloat16 if any(p.dtype == torch.float32 for p in block.parameters()) else None
+
+
+def _policy(
+    param_dtype: torch.dtype | None, reduce_dtype: torch.dtype | None, block: nn.Module
+) -> MixedPrecisionPolicy:
+    """Returns the types in which a block's weights travel, its gradients in that of the weights where none is given."""
+    trained = {parameter.dtype for parameter in block.parameters() if parameter.requires_grad}
+    if reduce_dtype is None and param_dtype is not None and len(trained) == 1:
+        (reduce_dtype,) = trained
+    return MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False)
 
 
 def _dtype(kind: "ShardType | None") -> torch.dtype | None:

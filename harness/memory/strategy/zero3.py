@@ -1,4 +1,4 @@
-"""ZeRO-3 (arXiv 1910.02054): as ZeRO-2, and each process keeps a share of every weight and gathers modules as they run.
+"""ZeRO-3 (arXiv 1910.02054): as ZeRO-2, and each process keeps a share of every weight and gathers layers as they run.
 
 ZeRO++ (arXiv 2306.10209): a second copy of the weights' shares within a node (hpz), for gathers that do not leave it,
 and traffic of 8-bit weights and 4-bit gradients.
@@ -21,6 +21,7 @@ class Zero3Config(OffloadConfig):
     """Splits the optimiser's state, gradients and weights."""
 
     sharded: ClassVar[bool] = True
+    gathers_around_blocks: ClassVar[bool] = True
     name: str = "zero3"
     offload_param: bool = False
     """Keep the shares of the weights in the host's memory as well."""

@@ -67,6 +67,24 @@ def test_micro_batches_copies_and_other_settings_change_no_curve(group, figures)
 
 
 @pytest.mark.slow
+def test_under_bf16_layers_that_train_are_gathered_in_it_and_adapters_are_not(group, figures):
+    bf16 = ("memory.precision=bf16", "trainer.max_steps=4", "optim.schedule.name=constant")
+    full, lora = (*TUNERS["full"], *bf16), (*TUNERS["lora"], *bf16)
+    whole = "memory.strategy.param_dtype=float32"
+    group.together(1, {"bf16_full": full, "bf16_lora": lora}, resume=False)
+    cases = {"bf16_full_2": full, "bf16_full_whole_2": (*full, whole), "bf16_lora_2": lora}
+    group.together(2, {name: ("memory/strategy=fsdp2", *own) for name, own in cases.items()}, resume=False)
+    curves = {name: figures(run.metrics, "train/loss") for name, run in group.done.items() if name.startswith("bf16")}
+    for name, curve in curves.items():
+        assert curve == pytest.approx(curves[name.split("_whole")[0].removesuffix("_2")], rel=1e-2), name
+    first = {name: curve[1] for name, curve in curves.items()}
+    assert first["bf16_lora_2"] == pytest.approx(first["bf16_lora"], rel=1e-4)
+    assert first["bf16_full_whole_2"] == pytest.approx(first["bf16_full"], rel=1e-5)
+    # What norms lose in bfloat16.
+    assert first["bf16_full_2"] != pytest.approx(first["bf16_full_whole_2"], rel=1e-6)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("tuner", ["lora", "full"])
 def test_compiled_blocks_train_alike(group, figures, tuner):
     choice = (*TUNERS[tuner], "memory/strategy=fsdp2", "memory.checkpointing=full", "trainer.max_steps=4")
