@@ -32,6 +32,8 @@ class StrategyConfig:
     """Whether weights are split over the processes, frozen ones too: a module then runs on all of them or on none."""
     gathers_around_blocks: ClassVar[bool] = False
     """Where weights are split: whether a layer is whole before its forward pass begins, which can then be compiled."""
+    compiles_unasked: ClassVar[bool] = True
+    """Whether `trainer.compile=null` compiles where lengths allow it."""
     splits_updates: ClassVar[bool] = False
     """Whether an optimiser sees parts of matrices, and nobody whole gradients."""
     flattens: ClassVar[bool] = False

@@ -105,8 +105,9 @@ def _dtype(kind: "ShardType | None") -> torch.dtype | None:
 
 def _check(module: "TrainingModule") -> None:
     for name, parameter in module.tuned.model.named_parameters():
-        if not parameter.is_floating_point() or parameter.dtype.itemsize == 1:
-            remedy = f"splits floating-point weights, and {name} is {parameter.dtype}; use memory/strategy=ddp"
+        # Integers are a quantised base's bits, which nothing casts.
+        if parameter.is_floating_point() and parameter.dtype.itemsize == 1:
+            remedy = f"may cast weights of 8 bits, and {name} is {parameter.dtype}; use memory/strategy=ddp"
             raise reject("memory/strategy", "fsdp2", remedy)
         if parameter.ndim == 0:
             raise reject("memory/strategy", "fsdp2", f"{name} is a single number, which can not be split; use ddp")

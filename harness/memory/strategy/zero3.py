@@ -22,6 +22,7 @@ class Zero3Config(OffloadConfig):
 
     sharded: ClassVar[bool] = True
     gathers_around_blocks: ClassVar[bool] = True
+    compiles_unasked: ClassVar[bool] = False
     name: str = "zero3"
     offload_param: bool = False
     """Keep the shares of the weights in the host's memory as well."""

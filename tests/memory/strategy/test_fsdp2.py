@@ -85,6 +85,29 @@ def test_under_bf16_layers_that_train_are_gathered_in_it_and_adapters_are_not(gr
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("quant", "package", "tolerance"),
+    [
+        ("bnb4", "bitsandbytes", 1e-4),
+        # Which activations are outliers depends on the micro-batch.
+        ("bnb8", "bitsandbytes", 3e-2),
+        ("hqq memory.quant.group_size=32", "hqq", 1e-4),
+        ("quanto", "optimum", 1e-4),
+        ("torchao", "torchao", 1e-4),
+    ],
+)
+def test_a_quantised_base_is_split_and_trains_as_on_one(group, figures, quant, package, tolerance):
+    pytest.importorskip(package, reason="extras quant and hqq")
+    choice = (*TUNERS["lora"], *f"memory/quant={quant}".split(), "trainer.max_steps=4", "trainer.save_every_steps=4")
+    names = [f"{quant.split()[0]}_{number}" for number in (1, 2)]
+    group.together(1, {names[0]: choice}, resume=False)
+    group.together(2, {names[1]: (*choice, "memory/strategy=fsdp2")}, resume=False)
+    one, two = (group.done[name] for name in names)
+    for key in ("train/loss", "train/grad_norm", "val/loss"):
+        assert figures(two.metrics, key) == pytest.approx(figures(one.metrics, key), rel=tolerance), key
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("tuner", ["lora", "full"])
 def test_compiled_blocks_train_alike(group, figures, tuner):
     choice = (*TUNERS[tuner], "memory/strategy=fsdp2", "memory.checkpointing=full", "trainer.max_steps=4")
