@@ -5,6 +5,7 @@ are not kept carries how as `recompute` (`harness/memory/standard.py`). transfor
 it sits inside the block's forward in 5.23 and around it in 5.17, so in a compiled block or outside of it.
 """
 
+from enum import Enum
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,16 @@ import torch
 from torch import Tensor, nn
 
 FOLLOWS_INPUT = "follows_input"
-"""Name of a tower's attribute that is true where the input of each block that trains has to have a gradient."""
+"""Name of a tower's attribute: a `Follows`, or none."""
+
+
+class Follows(Enum):
+    """Which blocks of a tower have an input with a gradient, whether anything before them needs it or not."""
+
+    trained = "trained"
+    """Those with weights that train."""
+    all = "all"
+    """Any."""
 
 
 def call(tower: nn.Module, block: nn.Module, hidden: Tensor, **told: Any) -> Tensor:
@@ -24,14 +34,18 @@ def call(tower: nn.Module, block: nn.Module, hidden: Tensor, **told: Any) -> Ten
         hidden: Its input.
         told: What else its forward takes.
     """
-    follows = getattr(tower, FOLLOWS_INPUT, False) and torch.is_grad_enabled() and not hidden.requires_grad
-    if follows and any(parameter.requires_grad for parameter in block.parameters()):
+    if torch.is_grad_enabled() and not hidden.requires_grad and _follows_input(tower, block):
         hidden = hidden.detach().requires_grad_()
     run = getattr(tower, "run_block", run_block) if block.training else run_block
     recompute = getattr(block, "recompute", None)
     if recompute is None or not (block.training and torch.is_grad_enabled()):
         return run(block, hidden, **told)
     return recompute(partial(run, block), hidden, **told)
+
+
+def _follows_input(tower: nn.Module, block: nn.Module) -> bool:
+    follows = getattr(tower, FOLLOWS_INPUT, None)
+    return follows is Follows.all or (follows is not None and any(p.requires_grad for p in block.parameters()))
 
 
 def run_block(block: nn.Module, hidden: Tensor, **told: Any) -> Tensor:
