@@ -5,7 +5,6 @@ are not kept carries how as `recompute` (`harness/memory/standard.py`). transfor
 it sits inside the block's forward in 5.23 and around it in 5.17, so in a compiled block or outside of it.
 """
 
-from enum import Enum
 from functools import partial
 from typing import Any
 
@@ -13,16 +12,7 @@ import torch
 from torch import Tensor, nn
 
 FOLLOWS_INPUT = "follows_input"
-"""Name of a tower's attribute: a `Follows`, or none."""
-
-
-class Follows(Enum):
-    """Which blocks of a tower have an input with a gradient, whether anything before them needs it or not."""
-
-    trained = "trained"
-    """Those with weights that train."""
-    all = "all"
-    """Any."""
+"""Name of a tower's attribute that is true where the input of each block that trains is to have a gradient."""
 
 
 def call(tower: nn.Module, block: nn.Module, hidden: Tensor, **told: Any) -> Tensor:
@@ -44,8 +34,7 @@ def call(tower: nn.Module, block: nn.Module, hidden: Tensor, **told: Any) -> Ten
 
 
 def _follows_input(tower: nn.Module, block: nn.Module) -> bool:
-    follows = getattr(tower, FOLLOWS_INPUT, None)
-    return follows is Follows.all or (follows is not None and any(p.requires_grad for p in block.parameters()))
+    return getattr(tower, FOLLOWS_INPUT, False) and any(parameter.requires_grad for parameter in block.parameters())
 
 
 def run_block(block: nn.Module, hidden: Tensor, **told: Any) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.config import RunConfig, identity
-from harness.model.block import FOLLOWS_INPUT, Follows, run_block
+from harness.model.block import FOLLOWS_INPUT, run_block
 from harness.model.loss import fused_slopes
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def compile_blocks(model: nn.Module, one_length: bool, settings: str = "", hooke
     ):
         # Where embeddings are frozen, the first layer's input alone needs no gradient, and would cost a second
         # compilation of what all others share: longer than its gradient takes in a whole run.
-        setattr(tower, FOLLOWS_INPUT, Follows.trained)
+        setattr(tower, FOLLOWS_INPUT, True)
         if hooked:
             _compile_forwards(blocks, varying)
         else:

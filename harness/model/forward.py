@@ -65,18 +65,16 @@ def supervised_hidden(
     Args:
         model: The Qwen3-VL itself; adapters that PEFT put inside it take part.
         batch: A batch on the model's device.
-        always_see: Run the vision tower for a batch of text too, times zero: where it trains, each rank has to bring
-            gradients for every parameter, and where its weights are split each has to gather them, or the others wait
-            for ever.
+        always_see: Run the vision tower for a batch of text too: where it trains, each rank has to bring gradients for
+            every parameter, and where its weights are split each has to gather them, or the others wait for ever.
         noise_alpha: Strength of NEFTune's noise, see `embedding_noise`; 0 adds none.
     """
     visual, language = model.model.visual, model.model.language_model
     features_FD, levels = _see(visual, batch, getattr(language, "sequence_group", ""))
-    # In the place where others run the tower, whose weights ranks may gather together.
-    blank = _blank_image(visual, batch.target_index.device) if always_see and features_FD is None else None
+    if always_see and features_FD is None:
+        features_FD, levels = _see_nothing(visual, batch.target_index.device)
     hidden_TD = _decode(language, batch, features_FD, levels, noise_alpha)
-    hidden_KD = language.norm(hidden_TD.index_select(0, batch.target_index))
-    return hidden_KD if blank is None else hidden_KD + 0.0 * blank
+    return language.norm(hidden_TD.index_select(0, batch.target_index))
 
 
 def _see(visual: Any, batch: "Batch", group: str) -> tuple[Tensor | None, list[Tensor]]:
@@ -207,13 +205,15 @@ def _attention(language: Any, hidden_BSD: Tensor, batch: "Batch") -> dict[str, A
     return {**told, "attention_mask": mask}
 
 
-def _blank_image(visual: Any, device: torch.device) -> Tensor:
-    """Returns the sum over the features of one blank image, deepstack levels included (scalar).
+def _see_nothing(visual: Any, device: torch.device) -> tuple[Tensor, list[Tensor]]:
+    """Runs the tower on a blank image, and returns none of its features, (0, D), and of each level of DeepStack.
 
-    No weight is looked at but by the modules that own it: elsewhere it may be in pieces.
+    They take the way of an image's, so that the backward pass has the same steps in the same order on ranks with and
+    without images: DeepSpeed adds up gradients in the order in which they come, and what waits for each other there
+    is to be the same. No weight is looked at but by the modules that own it: elsewhere it may be in pieces.
     """
     features_FD, levels = _run(visual, *_blank(visual, device))
-    return features_FD.sum() + sum(level.sum() for level in levels)
+    return features_FD[:0], [level_FD[:0] for level_FD in levels]
 
 
 def _blank(visual: Any, device: torch.device) -> tuple[Tensor, Tensor]:

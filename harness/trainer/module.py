@@ -21,7 +21,6 @@ from harness.config import RunConfig
 from harness.data.batch import Batch
 from harness.errors import reject
 from harness.memory.strategy.parallel import Parallel
-from harness.model.block import FOLLOWS_INPUT, Follows
 from harness.model.forward import token_losses
 from harness.optim.group import learning_rates, parameter_groups, sizes
 from harness.optim.plateau import tell
@@ -93,12 +92,6 @@ class TrainingModule(lightning.LightningModule):
         self._skips = config.trainer.on_nonfinite is OnNonfinite.skip
         self._gradient_check = GradientCheck(self.model, self.parallel.gradient)
         self._trains_vision = any(p.requires_grad for p in tuned.base.model.visual.parameters())
-        if self.parallel.sharded:
-            # A rank with images may have gradients from the first layer on, where one without has none. All have to
-            # run the same layers backwards, in the same order, for each gathers weights and adds up gradients.
-            follows = Follows.all if self._trains_vision else Follows.trained
-            setattr(tuned.base.model.language_model, FOLLOWS_INPUT, follows)
-            setattr(tuned.base.model.visual, FOLLOWS_INPUT, Follows.trained)
         self._is_split = False
         self._ends_step = True
         self._step_tokens = 0

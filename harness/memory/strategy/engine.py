@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from harness.memory.strategy import build_lock
 from harness.memory.strategy.parallel import Ranks, replace_weights
+from harness.model.block import FOLLOWS_INPUT
 from harness.model.loss import GATHERS
 
 if TYPE_CHECKING:
@@ -25,11 +26,13 @@ class Zero(DeepSpeedStrategy):
         module: Any = self.lightning_module
         setattr(module.model.lm_head, GATHERS, True)
         towers = module.tuned.base.model
-        blocks = (*towers.language_model.layers, *towers.visual.blocks) if module.parallel.sharded else ()
-        for block in blocks:
-            # Else DeepSpeed hangs on every module within, and gathers weight by weight. Gradients of such a module
-            # count as complete when that of its input is, which has one (`TrainingModule`).
-            set_z3_leaf_module(block, True)
+        text, vision = towers.language_model, towers.visual
+        for tower, blocks in ((text, text.layers), (vision, vision.blocks)) if module.parallel.sharded else ():
+            # Gradients of such a module count as complete when its input's is: without one they would at once.
+            setattr(tower, FOLLOWS_INPUT, True)
+            for block in blocks:
+                # Else DeepSpeed hangs on every module within, and gathers weight by weight.
+                set_z3_leaf_module(block, True)
         super().setup(trainer)
 
     def teardown(self) -> None:

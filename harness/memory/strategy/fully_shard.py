@@ -1,5 +1,7 @@
 """What FSDP2 does to a model: splits it, clips over shards, and puts it together again."""
 
+from collections import defaultdict
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -27,14 +29,15 @@ def shard(config: "Fsdp2Config", module: "TrainingModule") -> None:
     Raises:
         UserError: The model has parameters that can not be split.
     """
-    _check(module)
+    towers: Any = module.tuned.base.model
+    in_turn = [list(towers.language_model.layers), list(towers.visual.blocks)]
+    _check(module, [block for blocks in in_turn for block in blocks])
     options: dict[str, Any] = {
         "mesh": _mesh(config, module),
         "offload_policy": CPUOffloadPolicy() if config.cpu_offload else OffloadPolicy(),
     }
     param_dtype, reduce_dtype = _dtype(config.param_dtype), _dtype(config.reduce_dtype)
-    towers: Any = module.tuned.base.model
-    for blocks in (list(towers.language_model.layers), list(towers.visual.blocks)):
+    for blocks in in_turn:
         for block in blocks:
             policy = _policy(param_dtype or _smaller(module, block), reduce_dtype, block)
             fully_shard(block, **options, mp_policy=policy, reshard_after_forward=config.reshard_after_forward)
@@ -103,11 +106,31 @@ def _dtype(kind: "ShardType | None") -> torch.dtype | None:
     return None if kind is None else getattr(torch, kind.name)
 
 
-def _check(module: "TrainingModule") -> None:
+def _check(module: "TrainingModule", blocks: Sequence[nn.Module]) -> None:
+    shared = _shared(module, blocks)
     for name, parameter in module.tuned.model.named_parameters():
+        reason = None
         # Integers are a quantised base's bits, which nothing casts.
         if parameter.is_floating_point() and parameter.dtype.itemsize == 1:
-            remedy = f"may cast weights of 8 bits, and {name} is {parameter.dtype}; use memory/strategy=ddp"
-            raise reject("memory/strategy", "fsdp2", remedy)
-        if parameter.ndim == 0:
-            raise reject("memory/strategy", "fsdp2", f"{name} is a single number, which can not be split; use ddp")
+            reason = f"may cast weights of 8 bits, and {name} is {parameter.dtype}"
+        elif parameter.ndim == 0:
+            reason = f"can not split {name}, a single number"
+        elif id(parameter) in shared:
+            reason = f"gives each layer weights of its own, and layers share {name}"
+        elif parameter._backward_hooks:
+            reason = f"puts other weights in the place of {name}, without the hook that changes its gradient"
+        if reason is not None:
+            raise reject("memory/strategy", "fsdp2", f"{reason}; use memory/strategy=ddp")
+
+
+def _shared(module: nn.Module, blocks: Sequence[nn.Module]) -> set[int]:
+    """Returns the ids of parameters that two blocks have, or one and what is outside of them."""
+    within = {id(part) for block in blocks for part in block.modules()}
+    outside = [
+        parameter for part in module.modules() if id(part) not in within for parameter in part.parameters(recurse=False)
+    ]
+    owners: dict[int, set[int]] = defaultdict(set)
+    for number, parameters in enumerate([outside, *(block.parameters() for block in blocks)]):
+        for parameter in parameters:
+            owners[id(parameter)].add(number)
+    return {key for key, numbers in owners.items() if len(numbers) > 1}

@@ -27,11 +27,6 @@ TUNERS = {
     "dora": ("tuner=dora", "tuner.dropout=0"),
     "full": ("tuner=full", "freeze=none"),
 }
-BESIDE_IMAGES = {
-    "aligner_alone": ("tuner=full", "freeze.frozen=[vit,llm]"),
-    "aligner_and_lora": ("tuner=lora", "tuner.dropout=0", "freeze.frozen=[vit]", "freeze.full=[aligner]"),
-}
-"""Choices under which an image changes what has a gradient."""
 COMMON = (
     "data=jsonl",
     "data.shuffle=false",

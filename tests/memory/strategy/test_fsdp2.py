@@ -6,8 +6,10 @@ import pytest
 from harness.errors import UserError
 from harness.experiment.folder import RunFolder
 from harness.memory.strategy.fsdp2 import Fsdp2Config, build
+from harness.memory.strategy.fully_shard import shard
 from harness.memory.strategy.parallel import Ranks
-from tests.memory.strategy.conftest import BESIDE_IMAGES, TUNERS
+from harness.trainer.module import TrainingModule
+from tests.memory.strategy.conftest import TUNERS
 
 
 @pytest.mark.slow
@@ -84,15 +86,18 @@ def test_under_bf16_layers_that_train_are_gathered_in_it_and_adapters_are_not(gr
     assert first["bf16_full_2"] != pytest.approx(first["bf16_full_whole_2"], rel=1e-6)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", BESIDE_IMAGES)
-def test_ranks_with_and_without_images_run_the_same_layers_backwards(group, figures, name):
-    """Where embeddings are frozen, an image alone may bring gradients to the first layer."""
-    choice = (*BESIDE_IMAGES[name], "trainer.max_steps=4", "trainer.save_every_steps=4")
-    group.together(1, {f"{name}_1": choice}, resume=False)
-    group.together(2, {f"{name}_2": (*choice, "memory/strategy=fsdp2")}, resume=False)
-    expected = figures(group.done[f"{name}_1"].metrics, "train/loss")
-    assert figures(group.done[f"{name}_2"].metrics, "train/loss") == pytest.approx(expected, abs=1e-4)
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("lily", "fsdp2: gives each layer weights of its own, and layers share .*lily"),
+        ("osf", "fsdp2: puts other weights in the place of .*U_low, without the hook that changes its gradient"),
+    ],
+)
+def test_methods_that_can_not_be_split_are_refused(make_tuned, make_config, method, message):
+    choice = ("tuner=peft", f"tuner.method={method}")
+    module = TrainingModule(make_tuned(*choice), make_config(*choice), 1)
+    with pytest.raises(UserError, match=message):
+        shard(Fsdp2Config(), module)
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import pytest
 from harness.errors import UserError
 from harness.memory.strategy.parallel import Ranks
 from harness.memory.strategy.zero3 import Zero3Config, build
-from tests.memory.strategy.conftest import BESIDE_IMAGES, TUNERS
+from tests.memory.strategy.conftest import TUNERS
 
 SPLIT = "memory.strategy.param_persistence_threshold=0"
 """Splits every weight of the tiny model; by default so small ones stay whole."""
@@ -16,17 +16,6 @@ SPLIT = "memory.strategy.param_persistence_threshold=0"
 @pytest.mark.parametrize("tuner", ["lora", "dora", "full"])
 def test_two_processes_train_as_one(check, tuner):
     check("zero3", tuner, SPLIT)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the deepspeed extra")
-@pytest.mark.parametrize("name", BESIDE_IMAGES)
-def test_ranks_with_and_without_images_run_the_same_layers_backwards(group, figures, name):
-    choice = (*BESIDE_IMAGES[name], "trainer.max_steps=4", "trainer.save_every_steps=4")
-    group.together(1, {f"{name}_1": choice}, resume=False)
-    group.together(2, {f"zero3_{name}_2": (*choice, "memory/strategy=zero3", SPLIT)}, resume=False)
-    expected = figures(group.done[f"{name}_1"].metrics, "train/loss")
-    assert figures(group.done[f"zero3_{name}_2"].metrics, "train/loss") == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.slow
