@@ -1,0 +1,57 @@
+"""Every tuner and every method of PEFT on two ranks: curves are those of one process, or the run is refused."""
+
+import dataclasses
+
+import pytest
+
+from harness import registry
+from harness.tuner.peft_method import NEEDED, OWN_TUNER, REFUSED, Method
+
+registry.load()
+
+
+def fields(name):
+    return {field.name for field in dataclasses.fields(registry.get("tuner", name).config)}
+
+
+STEPS = (
+    "data.generation.enabled=false",
+    "trainer.max_steps=3",
+    "trainer.val_every_steps=3",
+    "trainer.save_every_steps=3",
+)
+LEFT_OUT = {
+    *(Method.c3a, Method.road, Method.vblora),  # Sizes that are no factors of the tiny model's.
+    Method.pvera,  # Draws its weights.
+}
+TUNERS = {
+    # Dropout draws other numbers on two ranks.
+    name: (f"tuner={name}", *(["tuner.dropout=0"] if "dropout" in fields(name) else []))
+    for name in registry.names("tuner")
+    if name != "peft"
+}
+METHODS = {
+    method.name: ("tuner=peft", f"tuner.method={method.name}")
+    for method in Method
+    if method not in {*OWN_TUNER, *REFUSED, *LEFT_OUT} and not NEEDED.get(method)
+}
+REFUSED_BY = {"ddp": set(), "fsdp2": {"adalora", "lily", "osf", "tinylora", "unilora"}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", REFUSED_BY)
+def test_two_ranks_train_as_one(group, figures, strategy):
+    cases = {name: choice for name, choice in (TUNERS | METHODS).items() if name not in REFUSED_BY[strategy]}
+    alone = {f"every_{name}": (*choice, *STEPS) for name, choice in cases.items() if f"every_{name}" not in group.done}
+    if alone:
+        group.together(1, alone, resume=False)
+    two = {
+        f"{strategy}_every_{name}": (*choice, *STEPS, f"memory/strategy={strategy}") for name, choice in cases.items()
+    }
+    group.together(2, two, resume=False)
+    for name in cases:
+        expected = figures(group.done[f"every_{name}"].metrics, "train/loss")
+        found = figures(group.done[f"{strategy}_every_{name}"].metrics, "train/loss")
+        # lily's rounding grows to 8e-4.
+        assert found == pytest.approx(expected, abs=1e-3), name
+        assert len(found) == 3
