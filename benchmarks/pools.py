@@ -39,6 +39,8 @@ TWELVE = (
     *("tuner.rank=8,16", "optim.lr=1e-4,2e-4", "seed=1,2,3"),
 )
 Entry = dict[str, Any]
+TIMED_OUT = 124
+"""Exit code of `timeout` where it ended what it ran."""
 
 
 def sweep(overrides: Sequence[str], folder: Path, gpu: str | None, limit_s: float) -> Entry:
@@ -53,7 +55,7 @@ def sweep(overrides: Sequence[str], folder: Path, gpu: str | None, limit_s: floa
     folder.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "harness", "-m", *overrides, "hydra/launcher=pool", f"hydra.sweep.dir={folder}"]
     own = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
-    began = time.monotonic()
+    began, wall = time.monotonic(), time.time()
     with open(folder.with_suffix(".log"), "w", encoding="utf-8") as log:
         code = subprocess.call(
             ["timeout", "-s", "INT", str(limit_s), *command], cwd=ROOT, env=environment() | own, stdout=log, stderr=log
@@ -61,11 +63,16 @@ def sweep(overrides: Sequence[str], folder: Path, gpu: str | None, limit_s: floa
     took = time.monotonic() - began
     print(f"{folder.name}: {took:.0f} s, exit code {code}", flush=True)
     shown = shlex.join(["python", "-m", "harness", "-m", *overrides, "hydra/launcher=pool"])
-    return {"command": shown, "seconds": took, "code": code, "trials": trials(folder)}
+    return {"command": shown, "seconds": took, "code": code, "trials": trials(folder, wall)}
 
 
-def trials(folder: Path) -> dict[str, Entry]:
-    """Returns seconds and losses of each trial that completed, by its name."""
+def trials(folder: Path, began: float) -> dict[str, Entry]:
+    """Returns seconds and losses of each trial that completed, by its name.
+
+    Args:
+        folder: Of the sweep.
+        began: When it did, in seconds of `time.time`.
+    """
     found = {}
     for path in sorted(folder.glob("*/summary.json")):
         summary = read_json(path)
@@ -74,7 +81,8 @@ def trials(folder: Path) -> dict[str, Entry]:
             times = {key: summary.get(key) for key in ("wall_time_s", "startup_time_s", "finish_time_s")}
             steps = sum(row.get("perf/step_time_s", 0.0) for row in rows)
             losses = [row["train/loss"] for row in rows if "train/loss" in row]
-            found[path.parent.name] = times | {"steps_s": steps, "losses": losses}
+            ended = path.stat().st_mtime - began
+            found[path.parent.name] = times | {"ended_s": ended, "steps_s": steps, "losses": losses}
     return found
 
 
@@ -119,6 +127,15 @@ def difference(warm: Entry, apart: Entry) -> float:
     )
 
 
+def compared(one: Entry, other: Entry) -> tuple[float, str]:
+    """Returns the ratio of two sweeps' seconds, and what it is of where one of them was ended before its last trial."""
+    if TIMED_OUT not in (one["code"], other["code"]):
+        return one["seconds"] / other["seconds"], ""
+    done = min(len(made["trials"]) for made in (one, other))
+    last = [sorted(trial["ended_s"] for trial in made["trials"].values())[done - 1] for made in (one, other)]
+    return last[0] / last[1], f" until {done} trials were done ({last[0]:.0f} against {last[1]:.0f} s)"
+
+
 def render(results: Path, docs: Path) -> None:
     """Writes the tables of docs/sweeps.md from the results."""
     entries = [entry for path in sorted(results.glob("pools_*.json")) for entry in read_json(path)]
@@ -136,11 +153,11 @@ def _shown(entry: Entry) -> str:
             for key in ("wall_time_s", "startup_time_s", "steps_s", "finish_time_s")
         ]
         rows.append([names[name], str(len(made["trials"])), f"{made['seconds']:.0f}", *(f"{s:.1f}" for s in middle)])
-    ratio = entry[one]["seconds"] / entry[other]["seconds"]
+    ratio, share = compared(entry[one], entry[other])
     if one == "one":
-        words = [f"a trial on each GPU takes {1 / ratio:.2f} times as long as one alone"]
+        words = [f"a trial on each GPU takes {1 / ratio:.2f} times as long as one alone{share}"]
     else:
-        words = [f"one process takes {100 * ratio:.0f} % of the seconds"]
+        words = [f"one process takes {100 * ratio:.0f} % of the seconds{share}"]
         words.append(f"losses of a trial differ by {difference(entry[one], entry[other]):.4f} at most (rms)")
         words.append("the two beside each other on two GPUs" if entry["side_by_side"] else "one behind the other")
     header = ("trials in", "completed", "seconds", "a trial (median)", "start", "steps", "behind the last step")

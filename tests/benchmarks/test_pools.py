@@ -9,6 +9,16 @@ def sweep(seconds, *losses):
     return {"command": "python -m harness", "seconds": seconds, "code": 0, "trials": trials}
 
 
+def test_a_sweep_that_was_ended_is_compared_up_to_its_last_trial():
+    warm, apart = sweep(40.0, [1.0], [1.0], [1.0]), {**sweep(60.0, [1.0], [1.0]), "code": pools.TIMED_OUT}
+    for made, ends in ((warm, (20.0, 27.0, 34.0)), (apart, (25.0, 50.0))):
+        for trial, ended in zip(made["trials"].values(), ends, strict=True):
+            trial["ended_s"] = ended
+    ratio, until = pools.compared(warm, apart)
+    assert ratio == 27 / 50 and until == " until 2 trials were done (27 against 50 s)"
+    assert pools.compared(warm, apart | {"code": 0}) == (40 / 60, "")
+
+
 def test_ways_are_compared_by_seconds_and_losses(tmp_path):
     own = {"device": "NVIDIA H200", "versions": {"torch": "2.11.0"}}
     apart = sweep(80.0, [2.0, 1.0], [2.0, 1.0])
