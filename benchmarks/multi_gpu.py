@@ -9,7 +9,7 @@
 Every line is a `python -m harness` of its own (multi_gpu.yaml). On one GPU a step has as many micro-batches as there
 are GPUs, or one that they share, so that rows, global batch and losses are the same. The run of one GPU is done on
 every GPU at once, for cards differ. Efficiency is their average time for a step over that of all GPUs times their
-number, compiled against compiled and not against not. Results are kept in docs/results/multi_gpu_<card>.json; what is
+number. Results are kept in docs/results/multi_gpu_<card>.json; what is
 run with overrides behind `--` is shown and not kept.
 """
 
@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, default=2)
     shown = [name for name, load in BENCH["loads"].items() if load["shape"] != "tiny"]
     parser.add_argument("--only", nargs="*", default=shown, choices=list(BENCH["loads"]))
-    parser.add_argument("--ways", nargs="*", help="of these strategies (and compiled, eager) alone")
+    parser.add_argument("--ways", nargs="*", help="of these strategies (and compiled) alone")
     parser.add_argument("--limit-s", type=float, default=float("inf"), help="begin no run after so long")
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "multi_gpu", help="folder of the runs")
     parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results", help="folder of the JSON files")

@@ -95,8 +95,8 @@ def _efficiency(bench: dict[str, Any], entry: Entry, found: dict[str, Entry]) ->
     layers = 28 if entry["load"].startswith("2b") else 36
     sizes = (one["total_parameters"], one["trainable_parameters"], layers)
     load = Load(entry["load"], *sizes, compute, 0.0, 0.0, 0.0, 0.0, 0.0)
-    # ZeRO-3 sends what FSDP2 does. What goes to the host and back, or between layers, is not calculated.
-    strategy = {"zero3": "fsdp2"}.get(entry["way"], entry["way"])
+    # What ZeRO-3 sends is what FSDP2 does, however that gathers. Nothing else is calculated: host, or between layers.
+    strategy = {"zero3": "fsdp2", "fsdp2_copy_engines": "fsdp2"}.get(entry["way"], entry["way"])
     measured = f"{100 * compute / entry['step_time_s']:.1f} %"
     if "offload" in strategy or strategy == "ulysses":
         return [measured, ""]
@@ -106,6 +106,7 @@ def _efficiency(bench: dict[str, Any], entry: Entry, found: dict[str, Entry]) ->
 
 def _difference(bench: dict[str, Any], entry: Entry, found: dict[str, Entry]) -> str:
     one = _reference(bench, entry, found)
-    if one is None:
+    if one is None or len(one["losses"]) != len(entry["losses"]):
+        # Another number of steps has another schedule.
         return ""
     return f"{max(abs(a - b) for a, b in zip(entry['losses'], one['losses'], strict=True)):.4f}"

@@ -35,8 +35,7 @@ STRATEGIES: dict[str, tuple[str, ...]] = {
     "ddp": ("memory/strategy=ddp",),
     "fsdp2": ("memory/strategy=fsdp2",),
     "zero2": ("memory/strategy=zero2",),
-    # By default the small weights of the tiny model stay whole.
-    "zero3": ("memory/strategy=zero3", "memory.strategy.param_persistence_threshold=0"),
+    "zero3": ("memory/strategy=zero3",),
 }
 HAS_DEEPSPEED = find_spec("deepspeed") is not None
 MODES = {

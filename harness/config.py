@@ -19,6 +19,9 @@ from harness.yaml_file import read_yaml
 
 VOLATILE = (
     "logging",
+    "memory.strategy.copy_engines",
+    "memory.strategy.prefetch_bucket_size",
+    "memory.strategy.param_persistence_threshold",
     "trainer.resume",
     "trainer.force_resume",
     "trainer.async_save",

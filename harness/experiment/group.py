@@ -37,6 +37,7 @@ def joined(config: RunConfig) -> Iterator[None]:
     backend = trainer.ddp_backend or (Backend.nccl if device.type == "cuda" else Backend.gloo)
     if backend is Backend.nccl and device.type != "cuda":
         raise reject("trainer.ddp_backend", "nccl", "works between GPUs only, and this run is on the CPU; set gloo")
+    backends = config.memory.strategy.backend(backend.name, trainer.world_size, trainer.nodes)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     rank, size, timeout = global_rank(), trainer.world_size, timedelta(seconds=trainer.ddp_timeout_s)
@@ -45,7 +46,7 @@ def joined(config: RunConfig) -> Iterator[None]:
     store.set(f"config/{rank}", config_hash(config))
     if store.get("config/0") != store.get(f"config/{rank}"):
         raise UserError(f"rank {rank} has another config than rank 0: do all nodes see the same run folder?")
-    torch.distributed.init_process_group(backend.name, store=store, rank=rank, world_size=size, timeout=timeout)
+    torch.distributed.init_process_group(backends, store=store, rank=rank, world_size=size, timeout=timeout)
     yield
     torch.distributed.destroy_process_group()
 

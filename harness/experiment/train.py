@@ -152,7 +152,7 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
         if begun_with is not None:
             weights_from.load(begun_with, tuned)
         startup.end(Phase.tuner)
-        parallel = _parallel(config, device)
+        parallel = _parallel(config, tuned, device)
         if sharers > 1:
             share_sequences(tuned.base, sharers, config.trainer.ddp_timeout_s)
             parallel.settings["sequence_parallel"] = sharers
@@ -261,10 +261,12 @@ def _with_micro_batch(config: RunConfig, data: DataModule, device: torch.device)
     return replace(config.trainer, batch_size=chosen.batch_size, accumulate=chosen.accumulate)
 
 
-def _parallel(config: RunConfig, device: torch.device) -> Parallel:
+def _parallel(config: RunConfig, tuned: Tuned, device: torch.device) -> Parallel:
     """Builds the strategy."""
-    optim = config.optim
-    ranks = Ranks(_world(config), device.type, optim.max_grad_norm or None, optim.skips_parameters)
+    optim, text = config.optim, tuned.base.model.language_model
+    layers = [tuple(parameter.numel() for parameter in layer.parameters()) for layer in text.layers]
+    limit, largest = optim.max_grad_norm or None, max(layers, key=sum)
+    ranks = Ranks(_world(config), device.type, limit, optim.skips_parameters, largest)
     return build("memory/strategy", config.memory.strategy, ranks)
 
 

@@ -46,8 +46,6 @@ def will_compile(config: RunConfig, model_type: str, device: torch.device) -> bo
     strategy = config.memory.strategy
     if strategy.sharded and not strategy.gathers_around_blocks:
         reason = f"memory/strategy={strategy.name} gathers weights within a block"
-    elif not strategy.compiles_unasked:
-        reason = f"memory/strategy={strategy.name} has not run so on GPUs; trainer.compile=true does it"
     elif not config.data.has_one_length:
         reason = "batches differ in length, and each new length may cost a compilation; data.packing=true gives one"
     elif "moe" in model_type:

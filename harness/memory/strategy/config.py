@@ -32,8 +32,6 @@ class StrategyConfig:
     """Whether weights are split over the processes, frozen ones too: a module then runs on all of them or on none."""
     gathers_around_blocks: ClassVar[bool] = False
     """Where weights are split: whether a layer is whole before its forward pass begins, which can then be compiled."""
-    compiles_unasked: ClassVar[bool] = True
-    """Whether `trainer.compile=null` compiles where lengths allow it."""
     splits_updates: ClassVar[bool] = False
     """Whether an optimiser sees parts of matrices, and nobody whole gradients."""
     flattens: ClassVar[bool] = False
@@ -47,6 +45,19 @@ class StrategyConfig:
     """Whether a run can go on from its checkpoints with another number of processes."""
     saves_parts: ClassVar[bool] = False
     """Whether each process writes its part of a checkpoint, into a folder; else the first one writes a file."""
+
+    def backend(self, chosen: str, processes: int, nodes: int) -> str:
+        """Returns the backends of the processes' group; called before there is one, or a communicator.
+
+        Args:
+            chosen: The run's.
+            processes: Of the run.
+            nodes: On which they are.
+
+        Raises:
+            UserError: A setting can not take effect with them.
+        """
+        return chosen
 
     def held(self, model: Model, processes: int) -> Bytes:
         """Returns what each process has on its GPU: all of it, and gradients twice, in DDP's buckets too."""

@@ -64,5 +64,5 @@ def build(config: DdpConfig, ranks: "Ranks") -> "Parallel":
     chosen = {"find_unused_parameters": ranks.skips_parameters if find is None else find, "broadcast_buffers": False}
     options = asdict(config) | chosen
     del options["name"]
-    strategy = Distributed(**options, **ranks.process_group)
+    strategy = Distributed(**options)
     return Parallel(strategy, {"strategy": "ddp", "processes": ranks.world_size, **options})

@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor, nn
 
 from harness.memory.strategy import build_lock
-from harness.memory.strategy.parallel import Ranks, replace_weights
+from harness.memory.strategy.parallel import replace_weights
 from harness.model.block import FOLLOWS_INPUT
 from harness.model.loss import GATHERS
 
@@ -43,18 +43,13 @@ class Zero(DeepSpeedStrategy):
         self.accelerator.teardown()
 
 
-def make(settings: dict[str, Any], ranks: Ranks) -> Zero:
-    """Makes the strategy.
-
-    Args:
-        settings: DeepSpeed's, complete.
-        ranks: Of the run.
-    """
+def make(settings: dict[str, Any]) -> Zero:
+    """Makes the strategy, of DeepSpeed's complete settings."""
     build_lock.use()
     # The hook measures the norm, and leaves clipping to DeepSpeed.
     warnings.filterwarnings("ignore", "Since DeepSpeed handles gradient clipping internally")
     warnings.filterwarnings("ignore", "When saving the DeepSpeed Stage 3 checkpoint")
-    return Zero(config=settings, exclude_frozen_parameters=True, logging_level=logging.WARNING, **ranks.process_group)
+    return Zero(config=settings, exclude_frozen_parameters=True, logging_level=logging.WARNING)
 
 
 def root(module: "TrainingModule", stepping: bool) -> nn.Module | None:

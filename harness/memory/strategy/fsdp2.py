@@ -16,6 +16,9 @@ from harness.registry import register
 if TYPE_CHECKING:
     from harness.memory.strategy.parallel import Parallel, Ranks
 
+HOST_AND_GPU = "cpu:gloo,cuda:nccl"
+"""Backends of a group that sums on both."""
+
 
 class ShardType(Enum):
     """Type in which weights or gradients travel."""
@@ -43,6 +46,9 @@ class Fsdp2Config(StrategyConfig):
     node. Null: all of them."""
     cpu_offload: bool = False
     """Keep shards of weights, gradients and state in the host's memory, where the optimiser runs too."""
+    copy_engines: bool = False
+    """Gather weights with the GPUs' copy engines, and not with kernels that take multiprocessors from what computes.
+    Takes NCCL 2.28 or newer, and processes that share a copy of the model on one node."""
     param_dtype: ShardType | None = None
     """Type in which weights are gathered. Null: bfloat16 for the layers and blocks of a model that trains as a whole
     under bf16: half the traffic, and products take that type in any case, but norms round to it. Else theirs."""
@@ -59,12 +65,27 @@ class Fsdp2Config(StrategyConfig):
 
         With `cpu_offload` only what is gathered is on the GPU.
         """
+        from harness.memory.strategy.copy_engines import BUFFERS
+
         size, whole = self.shard_size or processes, model.whole
         gathered = model.outside + 2 * model.largest_layer if self.reshard_after_forward else whole.weights
+        if self.copy_engines:
+            gathered += BUFFERS * model.largest_layer
         if self.cpu_offload:
             return Bytes(gathered, 0, 0)
         gathered = gathered if size > 1 else 0
         return Bytes(whole.weights / size + gathered, whole.gradients / size, whole.state / size)
+
+    def backend(self, chosen: str, processes: int, nodes: int) -> str:
+        """Has NCCL use copy engines where they are asked for, and sums norms of offloaded gradients with gloo."""
+        sharing = self.shard_size or processes
+        if self.copy_engines and sharing > 1:
+            from harness.memory.strategy import copy_engines
+
+            if chosen != "nccl":
+                raise reject(copy_engines.KEY, "true", f"takes NCCL, and processes talk by {chosen}; set false")
+            copy_engines.ask_nccl(sharing, processes // nodes)
+        return HOST_AND_GPU if self.cpu_offload and chosen == "nccl" else chosen
 
 
 @register("memory/strategy", Fsdp2Config)
@@ -89,12 +110,12 @@ def build(config: Fsdp2Config, ranks: "Ranks") -> "Parallel":
     if size is not None and ranks.world_size % size:
         remedy = f"{ranks.world_size} processes do not make groups of it; give a divisor"
         raise reject("memory.strategy.shard_size", size, remedy)
-    process_group = dict(ranks.process_group)
-    if config.cpu_offload and ranks.device_type == "cuda":
-        # Norms of gradients on the host are summed there.
-        process_group.setdefault("process_group_backend", "cpu:gloo,cuda:nccl")
     strategy = ModelParallelStrategy(
-        data_parallel_size=ranks.world_size, tensor_parallel_size=1, save_distributed_checkpoint=True, **process_group
+        data_parallel_size=ranks.world_size,
+        tensor_parallel_size=1,
+        save_distributed_checkpoint=True,
+        # For one process, which has no group yet.
+        process_group_backend=HOST_AND_GPU if config.cpu_offload and ranks.device_type == "cuda" else None,
     )
     settings = {key: value.name if isinstance(value, Enum) else value for key, value in asdict(config).items()}
     del settings["name"]

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor
 
 from harness.errors import reject
+from harness.memory.strategy.copy_engines import CopyEngineAllGather
 from harness.memory.strategy.parallel import replace_weights
 
 if TYPE_CHECKING:
@@ -47,6 +48,12 @@ def shard(config: "Fsdp2Config", module: "TrainingModule") -> None:
     # Needed from the first operation of a step to the last.
     outermost = _policy(param_dtype, reduce_dtype, module)
     fully_shard(module, **options, mp_policy=outermost, reshard_after_forward=False)
+    group = options["mesh"].get_group(options["mesh"].ndim - 1)
+    if config.copy_engines and group.size() > 1:
+        # Not what is gathered once a step, while nothing computes.
+        gathering = CopyEngineAllGather(group)
+        for block in chain.from_iterable(in_turn):
+            block.set_custom_all_gather(gathering)
 
 
 def clip(parameters: list[nn.Parameter], limit: float) -> Tensor:

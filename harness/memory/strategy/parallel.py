@@ -20,8 +20,8 @@ class Ranks:
     """Limit on the gradients' global norm; None: none."""
     skips_parameters: bool = False
     """Whether a step may leave trained parameters without gradients."""
-    process_group: dict[str, Any] = field(default_factory=dict)
-    """Arguments that all of Lightning's strategies for several processes take: backend and timeout."""
+    layer_sizes: tuple[int, ...] = ()
+    """Values of each parameter of the largest decoder layer, adapters included."""
 
 
 @dataclass(slots=True)

@@ -125,7 +125,7 @@ def build_json(settings: dict[str, Any], ranks: "Ranks") -> "Parallel":
         "gradient_clipping": ranks.max_grad_norm or 0.0,
         **settings,
     }
-    strategy = engine.make(complete, ranks)
+    strategy = engine.make(complete)
     stage = settings.get("zero_optimization", {}).get("stage", 0)
     return Parallel(
         strategy,

@@ -22,14 +22,14 @@ class Zero3Config(OffloadConfig):
 
     sharded: ClassVar[bool] = True
     gathers_around_blocks: ClassVar[bool] = True
-    compiles_unasked: ClassVar[bool] = False
     name: str = "zero3"
     offload_param: bool = False
     """Keep the shares of the weights in the host's memory as well."""
-    prefetch_bucket_size: int = 50_000_000
-    """Values that are gathered ahead of their use."""
-    param_persistence_threshold: int = 100_000
-    """Weights with fewer values are kept whole everywhere."""
+    prefetch_bucket_size: int | None = None
+    """Values that are gathered ahead of their use. Null: those of a decoder layer."""
+    param_persistence_threshold: int = 0
+    """Weights with no more values are kept whole everywhere. DeepSpeed gathers each of them by itself after every step,
+    where others come with their layer."""
     max_live_parameters: int = 1_000_000_000
     """Values that are whole on a GPU at once, at most."""
     hpz_partition_size: int = 1
@@ -43,7 +43,7 @@ class Zero3Config(OffloadConfig):
         """Checks ranges."""
         OffloadConfig.__post_init__(self)
         for key in ("prefetch_bucket_size", "param_persistence_threshold", "max_live_parameters"):
-            if getattr(self, key) < 0:
+            if (getattr(self, key) or 0) < 0:
                 raise reject(f"memory.strategy.{key}", getattr(self, key), "must be 0 or more")
         if self.hpz_partition_size < 1:
             raise reject("memory.strategy.hpz_partition_size", self.hpz_partition_size, "must be 1 or more")
@@ -74,11 +74,15 @@ def build(config: Zero3Config, ranks: "Ranks") -> "Parallel":
     for key in ("quantized_weights", "quantized_gradients"):
         if getattr(config, key) and ranks.device_type != "cuda":
             raise reject(f"memory.strategy.{key}", "true", "has kernels for a GPU only; leave it out on the CPU")
+    ahead = config.prefetch_bucket_size
+    if ahead is None:
+        # What is split of it, and not more: DeepSpeed stops with the weight that reaches the number.
+        ahead = sum(size for size in ranks.layer_sizes if size > config.param_persistence_threshold)
     return build_stage(
         3,
         config,
         ranks,
-        stage3_prefetch_bucket_size=config.prefetch_bucket_size,
+        stage3_prefetch_bucket_size=ahead,
         stage3_param_persistence_threshold=config.param_persistence_threshold,
         stage3_max_live_parameters=config.max_live_parameters,
         zero_hpz_partition_size=config.hpz_partition_size,

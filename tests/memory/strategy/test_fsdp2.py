@@ -5,8 +5,8 @@ import pytest
 
 from harness.errors import UserError
 from harness.experiment.folder import RunFolder
+from harness.memory.strategy import fully_shard
 from harness.memory.strategy.fsdp2 import Fsdp2Config, build
-from harness.memory.strategy.fully_shard import shard
 from harness.memory.strategy.parallel import Ranks
 from harness.trainer.module import TrainingModule
 from tests.memory.strategy.conftest import TUNERS
@@ -97,7 +97,7 @@ def test_methods_that_can_not_be_split_are_refused(make_tuned, make_config, meth
     choice = ("tuner=peft", f"tuner.method={method}")
     module = TrainingModule(make_tuned(*choice), make_config(*choice), 1)
     with pytest.raises(UserError, match=message):
-        shard(Fsdp2Config(), module)
+        fully_shard.shard(Fsdp2Config(), module)
 
 
 @pytest.mark.slow
@@ -154,6 +154,12 @@ def test_what_does_not_go_together_is_refused(make_config, overrides, message):
 def test_copies_that_do_not_come_out_even_are_refused():
     with pytest.raises(UserError, match=r"memory\.strategy\.shard_size=2: 3 processes do not make groups of it"):
         build(Fsdp2Config(shard_size=2), Ranks(world_size=3))
+
+
+def test_offloaded_gradients_are_summed_by_gloo():
+    assert Fsdp2Config(cpu_offload=True).backend("nccl", 2, 1) == "cpu:gloo,cuda:nccl"
+    assert Fsdp2Config(cpu_offload=True).backend("gloo", 2, 1) == "gloo"
+    assert Fsdp2Config().backend("nccl", 2, 1) == "nccl"
 
 
 def test_a_tuner_that_reads_gradients_is_refused(make_tuned, make_config):

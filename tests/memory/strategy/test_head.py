@@ -8,7 +8,7 @@ from tests.memory.strategy.conftest import TUNERS
 
 STRATEGIES = {
     "fsdp2": ("memory/strategy=fsdp2",),
-    "zero3": ("memory/strategy=zero3", "memory.strategy.param_persistence_threshold=0"),
+    "zero3": ("memory/strategy=zero3",),
 }
 CASES = {
     "lora": TUNERS["lora"],

@@ -1,5 +1,6 @@
 """Each strategy on two GPUs over NCCL against one GPU: `pytest -m multi_gpu tests/memory/strategy`."""
 
+import re
 import shutil
 from importlib.util import find_spec
 
@@ -29,13 +30,17 @@ def one_gpu(request, group):
 
 @pytest.mark.multi_gpu
 @pytest.mark.parametrize(
-    "strategy", ["ddp", "fsdp2", "fsdp2 trainer.compile=true", "zero1", "zero2", "zero3", "zero3_offload"]
+    "strategy",
+    [
+        *("ddp", "fsdp2", "fsdp2 trainer.compile=true", "fsdp2 memory.strategy.copy_engines=true"),
+        *("zero1", "zero2", "zero3", "zero3_offload"),
+    ],
 )
 def test_two_gpus_train_as_one_does(group, figures, one_gpu, strategy):
     if strategy.startswith("zero") and find_spec("deepspeed") is None:
         pytest.skip("needs the deepspeed extra")
     tuner, plain = one_gpu
-    name = f"{strategy.replace(' trainer.compile=', '_')}_two_gpus_{tuner}"
+    name = f"{re.sub('[ .=]', '_', strategy)}_two_gpus_{tuner}"
     path = group.prepare(name, 2, *f"memory/strategy={strategy}".split(), *CASES[tuner])
     group.run(2, path)
     # DeepSpeed keeps its process groups for good: a resumed run has processes of its own.

@@ -7,23 +7,20 @@ from harness.memory.strategy.parallel import Ranks
 from harness.memory.strategy.zero3 import Zero3Config, build
 from tests.memory.strategy.conftest import TUNERS
 
-SPLIT = "memory.strategy.param_persistence_threshold=0"
-"""Splits every weight of the tiny model; by default so small ones stay whole."""
-
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the deepspeed extra")
 @pytest.mark.parametrize("tuner", ["lora", "dora", "full"])
 def test_two_processes_train_as_one(check, tuner):
-    check("zero3", tuner, SPLIT)
+    check("zero3", tuner)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the deepspeed extra")
-@pytest.mark.parametrize("tuner", ["lora", "full"])
-def test_compiled_layers_train_alike(group, figures, tuner):
-    choice = (*TUNERS[tuner], "memory/strategy=zero3", SPLIT, "memory.checkpointing=full", "trainer.max_steps=4")
-    cases = {f"zero3_{tuner}_{name}": (*choice, f"trainer.compile={name}") for name in ("false", "true")}
+@pytest.mark.parametrize(("strategy", "tuner"), [("zero3", "lora"), ("zero3", "full"), ("zero3_offload", "full")])
+def test_compiled_layers_train_alike(group, figures, strategy, tuner):
+    choice = (*TUNERS[tuner], f"memory/strategy={strategy}", "memory.checkpointing=full", "trainer.max_steps=4")
+    cases = {f"{strategy}_{tuner}_{name}": (*choice, f"trainer.compile={name}") for name in ("false", "true")}
     group.together(2, cases, resume=False)
     plain, compiled = (group.done[name] for name in cases)
     log = (compiled.path / "train.log").read_text()
@@ -36,9 +33,11 @@ def test_compiled_layers_train_alike(group, figures, tuner):
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the deepspeed extra")
 def test_settings_reach_deepspeed(make_config):
     choice = ["memory/strategy=zero3_offload", "memory.strategy.hpz_partition_size=2", "optim.max_grad_norm=0.5"]
-    parallel = build(make_config(*choice).memory.strategy, Ranks(4, max_grad_norm=0.5))
+    choice.append("memory.strategy.param_persistence_threshold=100")
+    parallel = build(make_config(*choice).memory.strategy, Ranks(4, max_grad_norm=0.5, layer_sizes=(900, 100)))
     section = parallel.settings["deepspeed"]["zero_optimization"]
     assert (section["stage"], section["zero_hpz_partition_size"]) == (3, 2)
+    assert section["stage3_prefetch_bucket_size"] == 900
     assert section["offload_param"]["device"] == section["offload_optimizer"]["device"] == "cpu"
     assert parallel.settings["deepspeed"]["gradient_clipping"] == 0.5
     assert parallel.lightning.config == parallel.settings["deepspeed"] and parallel.sharded
