@@ -37,9 +37,9 @@ def joined(config: RunConfig) -> Iterator[None]:
     backend = trainer.ddp_backend or (Backend.nccl if device.type == "cuda" else Backend.gloo)
     if backend is Backend.nccl and device.type != "cuda":
         raise reject("trainer.ddp_backend", "nccl", "works between GPUs only, and this run is on the CPU; set gloo")
-    backends = config.memory.strategy.backend(backend.name, trainer.world_size, trainer.nodes)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    backends = config.memory.strategy.backend(backend.name, trainer.world_size, trainer.nodes)
     rank, size, timeout = global_rank(), trainer.world_size, timedelta(seconds=trainer.ddp_timeout_s)
     listener = os.environ.pop(LISTENER, None)
     store = open_store(rank, size, timeout, int(listener) if listener else None)

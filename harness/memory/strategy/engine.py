@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Zero(DeepSpeedStrategy):
-    """Lightning's strategy, which at the end leaves the model where it is: it has still to be gathered."""
+    """Lightning's strategy, with what the model has to know before DeepSpeed splits it."""
 
     def setup(self, trainer: Any) -> None:
         """Has layers and blocks gathered whole, and the loss call the head once a micro-batch on all ranks."""
@@ -34,13 +34,6 @@ class Zero(DeepSpeedStrategy):
                 # Else DeepSpeed hangs on every module within, and gathers weight by weight.
                 set_z3_leaf_module(block, True)
         super().setup(trainer)
-
-    def teardown(self) -> None:
-        """Ends what Lightning started, and leaves weights and state on their devices."""
-        assert self.cluster_environment is not None and self.accelerator is not None
-        self.cluster_environment.teardown()
-        self.precision_plugin.teardown()
-        self.accelerator.teardown()
 
 
 def make(settings: dict[str, Any]) -> Zero:
