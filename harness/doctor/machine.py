@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from harness.cores import limit, usable
 from harness.doctor import package
 from harness.logging.table import show as show_table
 
 _PROBE_LIMIT_S = 300
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 def measure() -> dict[str, Any]:
@@ -26,7 +26,7 @@ def measure() -> dict[str, Any]:
         **probe(),
         "torchvision": package.version("torchvision"),
         "packages": package.measure(),
-        "cores": _cores(),
+        "cores": usable(),
         **_memory(),
         "outputs": str(outputs),
         "disk_free_gib": shutil.disk_usage(existing).free / 2**30,
@@ -96,13 +96,6 @@ def _torch_text(torch: dict[str, Any]) -> str:
     return f"{torch['version']}, {'without CUDA' if torch['cuda'] is None else 'CUDA ' + torch['cuda']}"
 
 
-def _cores() -> int:
-    """Returns the cores that this process may use, those of a container's quota at most."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota, _, period = _limit("cpu.max").partition(" ")
-    return max(1, min(cores, int(quota) // int(period))) if quota.isdigit() and period.isdigit() else cores
-
-
 def _memory() -> dict[str, float]:
     page = os.sysconf("SC_PAGE_SIZE")
     total = page * os.sysconf("SC_PHYS_PAGES")
@@ -111,16 +104,11 @@ def _memory() -> dict[str, float]:
         # Unlike the free pages it counts what the system gives back when asked.
         if line.startswith("MemAvailable:"):
             free = 1024 * int(line.split()[1])
-    if (limit := _limit("memory.max")).isdigit():
-        used = _limit("memory.current")
-        total = min(total, int(limit))
+    if (most := limit("memory.max")).isdigit():
+        used = limit("memory.current")
+        total = min(total, int(most))
         free = min(free, total - int(used)) if used.isdigit() else min(free, total)
     return {"memory_gib": total / 2**30, "memory_available_gib": max(free, 0) / 2**30}
-
-
-def _limit(name: str) -> str:
-    """Returns a limit of the container; empty where there is none to read."""
-    return _read(_CGROUP / name).strip()
 
 
 def _read(path: Path) -> str:

@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from harness.cores import usable
+
 _MOST_ON_CPU = 8
 """Trials side by side on a CPU where nobody says how many: each loads a model of its own."""
 
@@ -42,7 +44,7 @@ class Places:
             devices: Processes of the largest trial.
             trials: How many there are.
         """
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = usable()
         fitting = len(gpus) * per_gpu // devices if gpus else min(cores, _MOST_ON_CPU) // devices
         return cls(jobs=max(1, min(jobs or max(1, fitting), trials)), gpus=gpus, per_gpu=per_gpu, cores=cores)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from harness import cores
 from harness.doctor import machine, package
 
 FINE = {
@@ -115,6 +116,6 @@ def test_warning_of_an_unusable_driver_stands_beside_the_missing_gpu(found, caps
 def test_limits_of_a_container_count(tmp_path, monkeypatch):
     for name, content in {"cpu.max": "150000 100000", "memory.max": str(2**30), "memory.current": str(2**29)}.items():
         (tmp_path / name).write_text(f"{content}\n")
-    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
-    assert machine._cores() == 1
+    monkeypatch.setattr(cores, "CGROUP", tmp_path)
+    assert cores.usable() == 1
     assert machine._memory() == {"memory_gib": 1.0, "memory_available_gib": 0.5}

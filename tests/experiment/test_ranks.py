@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import harness
-from harness import config
+from harness import config, cores
 from harness.compose import compose_config
 from harness.errors import UserError
 from harness.experiment import ranks
@@ -104,6 +104,16 @@ def test_ranks_get_their_place_and_only_the_first_one_the_console(supervised, fo
     log = (folder.path / "ranks" / "rank_1.log").read_text()
     assert sorted(log.splitlines()) == ["rank 1 1 2 2 0 127.0.0.1", "warning"]
     assert read_all(folder) == []
+
+
+@pytest.mark.parametrize(("own", "expected"), [(None, "32"), ("3", "3")])
+def test_ranks_share_the_cores_unless_told_otherwise(supervised, capfd, monkeypatch, own, expected):
+    monkeypatch.setattr(cores, "usable", lambda: 64)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if own is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", own)
+    code, _ = supervised('print(os.environ["OMP_NUM_THREADS"], flush=True)')
+    assert code == 0 and capfd.readouterr().out == f"{expected}\n"
 
 
 def test_the_rank_that_failed_is_shown_and_the_other_one_ended(supervised, folder, capfd):

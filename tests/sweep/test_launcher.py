@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from harness.cores import usable
 from harness.experiment.folder import RunFolder
 from harness.sweep.folder import SweepFolder, state_of
 from tests.sweep.fake_trial import DEAF, DIVERGES, FAILS, HUNGRY, MISTAKE
@@ -127,7 +128,7 @@ def test_each_trial_has_its_share_and_none_of_anothers_ranks(sweep):
         lines = (trial / "environment.txt").read_text().splitlines()
         own = dict(line.partition("=")[::2] for line in lines)
         assert not own.keys() & stray.keys()
-        assert own["OMP_NUM_THREADS"] == str(max(1, len(os.sched_getaffinity(0)) // 2))
+        assert own["OMP_NUM_THREADS"] == str(max(1, usable() // 2))
         assert (trial / "console.log").read_text() == "done False\n"
 
 

@@ -44,7 +44,7 @@ def test_a_trial_that_asks_for_more_gpus_than_there_are_starts_to_say_so():
     ],
 )
 def test_jobs_follow_from_the_machine(monkeypatch, cores, jobs, gpus, devices, trials, expected):
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(cores)))
+    monkeypatch.setattr("harness.sweep.places.usable", lambda: cores)
     names = [str(number) for number in range(gpus)]
     assert Places.of_machine(jobs, 1, names, devices, trials).jobs == expected
 
