@@ -1,6 +1,7 @@
 """What a process may use of its machine's cores, and the limits of a container."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -21,11 +22,9 @@ def limit(name: str) -> str:
         return ""
 
 
-def threads(processes: int) -> dict[str, str]:
-    """Returns the environment that gives each of some processes its share of the cores; what the user has set stays.
+def threads(cores: int, processes: int, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Returns the environment that gives each of some processes its share of cores; what the user has set stays.
 
     Without it torch takes all cores in each of them.
     """
-    if "OMP_NUM_THREADS" in os.environ:
-        return {}
-    return {"OMP_NUM_THREADS": str(max(1, usable() // processes))}
+    return {} if "OMP_NUM_THREADS" in environ else {"OMP_NUM_THREADS": str(max(1, cores // processes))}

@@ -7,11 +7,10 @@ from harness import cores
 
 @pytest.mark.parametrize(("processes", "expected"), [(1, "12"), (4, "3"), (5, "2"), (40, "1")])
 def test_each_process_gets_its_share_and_at_least_one(monkeypatch, processes, expected):
-    monkeypatch.setattr(cores, "usable", lambda: 12)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert cores.threads(processes) == {"OMP_NUM_THREADS": expected}
+    assert cores.threads(12, processes) == {"OMP_NUM_THREADS": expected}
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    assert cores.threads(processes) == {}
+    assert cores.threads(12, processes) == {}
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from harness.config import RunConfig
-from harness.cores import threads
+from harness.cores import threads, usable
 from harness.errors import EXIT_HUNG
 from harness.experiment.end import write_end
 from harness.experiment.failure import Failure, clear, first, log_of, path_of, read_all, tell, write
@@ -86,7 +86,7 @@ class Ranks:
                 # The port is open from here on: nobody can take it before rank 0 listens.
                 listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
                 host, port = listener.getsockname()
-            inherited = dict(os.environ) if by_others else without_ranks() | threads(len(places))
+            inherited = dict(os.environ) if by_others else without_ranks() | threads(usable(), len(places))
             for place in places:
                 own = place.variables(host, port) | {PARENT: str(os.getpid()), "PYTHONFAULTHANDLER": "1"}
                 passed: tuple[int, ...] = ()

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from harness.cores import usable
+from harness.cores import threads, usable
 
 _MOST_ON_CPU = 8
 """Trials side by side on a CPU where nobody says how many: each loads a model of its own."""
@@ -70,6 +70,4 @@ class Places:
     def variables(self, gpus: Sequence[str], devices: int, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
         """Returns the environment that keeps a trial to its share; threads that the user has set stay."""
         own = {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}
-        if "OMP_NUM_THREADS" not in environ:
-            own["OMP_NUM_THREADS"] = str(max(1, self.cores // (self.jobs * devices)))
-        return own
+        return own | threads(self.cores, self.jobs * devices, environ)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import harness
-from harness import config, cores
+from harness import config
 from harness.compose import compose_config
 from harness.errors import UserError
 from harness.experiment import ranks
@@ -108,7 +108,7 @@ def test_ranks_get_their_place_and_only_the_first_one_the_console(supervised, fo
 
 @pytest.mark.parametrize(("own", "expected"), [(None, "32"), ("3", "3")])
 def test_ranks_share_the_cores_unless_told_otherwise(supervised, capfd, monkeypatch, own, expected):
-    monkeypatch.setattr(cores, "usable", lambda: 64)
+    monkeypatch.setattr(ranks, "usable", lambda: 64)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if own is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", own)
