@@ -8,7 +8,7 @@ takes kernels, without a word.
 import math
 import os
 import weakref
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
@@ -70,8 +70,8 @@ class CopyEngineAllGather(DefaultAllGather):
             group: Of the processes that share a copy of the model, on NCCL.
         """
         super().__init__()
-        self._buffers: dict[int, list[Tensor]] = defaultdict(list)
-        self._lent: dict[int, list[weakref.ref[Tensor]]] = defaultdict(list)
+        # By size: buffers and what was handed out of them, the longest lent one first.
+        self._rings: dict[int, deque[tuple[Tensor, weakref.ref[Tensor]]]] = defaultdict(deque)
         symmetric_memory.set_backend("NCCL")
         # It needs a communicator, which torch makes with the first collective.
         dist.barrier(group, device_ids=[torch.cuda.current_device()])
@@ -83,16 +83,15 @@ class CopyEngineAllGather(DefaultAllGather):
             RuntimeError: It is still in use.
         """
         size_bytes = math.prod(size) * dtype.itemsize
-        buffers, lent = self._buffers[size_bytes], self._lent[size_bytes]
-        if len(buffers) < BUFFERS:
-            buffers.append(_empty(size_bytes, device))
+        ring = self._rings[size_bytes]
+        if len(ring) < BUFFERS:
+            buffer = _empty(size_bytes, device)
         else:
-            # The longest lent one is the next.
-            buffers.append(buffers.pop(0))
-            if lent.pop(0)() is not None:
+            buffer, lent = ring.popleft()
+            if lent() is not None:
                 raise RuntimeError(f"more than {BUFFERS} gathered layers of {size_bytes} bytes are in use at once")
-        view = buffers[-1].view(dtype).view(*size)
-        lent.append(weakref.ref(view))
+        view = buffer.view(dtype).view(*size)
+        ring.append((buffer, weakref.ref(view)))
         return view
 
     def __call__(

@@ -32,9 +32,11 @@ def shard(config: "Fsdp2Config", module: "TrainingModule") -> None:
     """
     towers: Any = module.tuned.base.model
     in_turn = [list(towers.language_model.layers), list(towers.visual.blocks)]
-    _check(module, [block for blocks in in_turn for block in blocks])
+    every = list(chain.from_iterable(in_turn))
+    _check(module, every)
+    mesh = _mesh(config, module)
     options: dict[str, Any] = {
-        "mesh": _mesh(config, module),
+        "mesh": mesh,
         "offload_policy": CPUOffloadPolicy() if config.cpu_offload else OffloadPolicy(),
     }
     param_dtype, reduce_dtype = _dtype(config.param_dtype), _dtype(config.reduce_dtype)
@@ -48,11 +50,11 @@ def shard(config: "Fsdp2Config", module: "TrainingModule") -> None:
     # Needed from the first operation of a step to the last.
     outermost = _policy(param_dtype, reduce_dtype, module)
     fully_shard(module, **options, mp_policy=outermost, reshard_after_forward=False)
-    group = options["mesh"].get_group(options["mesh"].ndim - 1)
+    group = mesh.get_group(mesh.ndim - 1)
     if config.copy_engines and group.size() > 1:
         # Not what is gathered once a step, while nothing computes.
         gathering = CopyEngineAllGather(group)
-        for block in chain.from_iterable(in_turn):
+        for block in every:
             block.set_custom_all_gather(gathering)
 
 
