@@ -9,8 +9,8 @@
 Every line is a `python -m harness` of its own (multi_gpu.yaml). On one GPU a step has as many micro-batches as there
 are GPUs, or one that they share, so that rows, global batch and losses are the same. The run of one GPU is done on
 every GPU at once, for cards differ. Efficiency is their average time for a step over that of all GPUs times their
-number. Results are kept in docs/results/multi_gpu_<card>.json; what is
-run with overrides behind `--` is shown and not kept.
+number. Results are kept in docs/results/multi_gpu_<card>.json; what is run with overrides behind `--` is shown and not
+kept.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from multi_gpu_tables import render
+from multi_gpu_tables import ONE, render
 from process import ROOT, card_and_versions, run_harness
 from tables import keep, read_json, read_lines, split_arguments
 
@@ -41,14 +41,14 @@ class Run:
 
     load: str
     way: str
-    """Of `one_gpu` or `strategies`."""
+    """Of `strategies`, or ONE."""
     gpus: int
-    """That it is for; those of `one_gpu` have so many micro-batches."""
+    """That it is for; one process has so many micro-batches."""
 
     @property
     def is_single(self) -> bool:
         """Says whether one process runs."""
-        return self.way in BENCH["one_gpu"]
+        return self.way == ONE
 
     @property
     def key(self) -> str:
@@ -61,7 +61,7 @@ class Run:
         last, profiled = BENCH["steps"], BENCH["profiled_steps"]
         micro_batches = 1 if load.get("one_batch") else self.gpus
         spread = f"trainer.accumulate={micro_batches}" if self.is_single else f"trainer.devices={self.gpus}"
-        way = BENCH["one_gpu"][self.way] if self.is_single else BENCH["strategies"][self.way]["overrides"]
+        way = [] if self.is_single else BENCH["strategies"][self.way]
         return [
             *BENCH["common"],
             f"model.path={BENCH['shapes'][load['shape']]}",
@@ -77,9 +77,7 @@ class Run:
 def plan(loads: list[str], gpus: int) -> Iterator[Run]:
     """Yields the runs of loads, what others are held against first."""
     for load in loads:
-        strategies = BENCH["loads"][load]["strategies"]
-        against = {BENCH["strategies"][name]["against"] for name in strategies}
-        for way in [*(name for name in BENCH["one_gpu"] if name in against), *strategies]:
+        for way in [ONE, *BENCH["loads"][load]["strategies"]]:
             yield Run(load, way, gpus)
 
 
@@ -171,7 +169,7 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, default=2)
     shown = [name for name, load in BENCH["loads"].items() if load["shape"] != "tiny"]
     parser.add_argument("--only", nargs="*", default=shown, choices=list(BENCH["loads"]))
-    parser.add_argument("--ways", nargs="*", help="of these strategies (and compiled) alone")
+    parser.add_argument("--ways", nargs="*", help=f"of these strategies (and {ONE}) alone")
     parser.add_argument("--limit-s", type=float, default=float("inf"), help="begin no run after so long")
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "multi_gpu", help="folder of the runs")
     parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results", help="folder of the JSON files")

@@ -7,6 +7,8 @@ from scaling import INSIDE, Load, seconds, talk
 from tables import card, failure, fill, markdown, read_json
 
 Entry = dict[str, Any]
+ONE = "compiled"
+"""What a run of one process is called in the results."""
 HEADER = (
     *("load", "memory/strategy", "GPUs", "tokens/s a GPU", "efficiency", "calculated", "collectives, ms a step"),
     *("peak GiB", "largest difference of the loss"),
@@ -50,16 +52,16 @@ def table(bench: dict[str, Any], entries: list[Entry], links: list[Entry]) -> st
     """
     inside = {entry["gpus"]: list(entry["bytes_per_s"].values())[-1]["all_gather"] for entry in links}
     found = {entry["key"]: {**entry, "sends": inside.get(entry["gpus"], INSIDE)} for entry in entries}
-    loads, ways = list(bench["loads"]), [*bench["one_gpu"], *bench["strategies"]]
+    loads, ways = list(bench["loads"]), [ONE, *bench["strategies"]]
     entries = sorted(entries, key=lambda entry: (loads.index(entry["load"]), entry["gpus"], ways.index(entry["way"])))
-    rows = [row(bench, found[entry["key"]], found) for entry in entries]
+    rows = [row(found[entry["key"]], found) for entry in entries]
     versions = sorted({f"torch {entry['versions'].get('torch')}" for entry in entries})
     return f"### {entries[0]['device']}, {', '.join(versions)}\n\n{markdown(HEADER, rows)}"
 
 
-def row(bench: dict[str, Any], entry: Entry, found: dict[str, Entry]) -> list[str]:
+def row(entry: Entry, found: dict[str, Entry]) -> list[str]:
     """Returns the cells of one run."""
-    single = entry["way"] in bench["one_gpu"]
+    single = entry["way"] == ONE
     head = [
         entry["load"],
         f"one process, {entry['way']}" if single else entry["way"],
@@ -73,22 +75,21 @@ def row(bench: dict[str, Any], entry: Entry, found: dict[str, Entry]) -> list[st
         return [*head, f"{entry['tokens_per_s']:,.0f}", "", "", "", shown, ""]
     each = entry["tokens_per_s"] / entry["gpus"]
     talked = entry["communication_ms"]
-    speed = [f"{each:,.0f}", *_efficiency(bench, entry, found), "" if talked is None else f"{talked:.1f}", shown]
-    return [*head, *speed, _difference(bench, entry, found)]
+    speed = [f"{each:,.0f}", *_efficiency(entry, found), "" if talked is None else f"{talked:.1f}", shown]
+    return [*head, *speed, _difference(entry, found)]
 
 
-def _reference(bench: dict[str, Any], entry: Entry, found: dict[str, Entry]) -> Entry | None:
-    against = bench["strategies"][entry["way"]]["against"]
-    other = found.get(f"{entry['load']} {against} {entry['gpus']}")
+def _reference(entry: Entry, found: dict[str, Entry]) -> Entry | None:
+    other = found.get(f"{entry['load']} {ONE} {entry['gpus']}")
     return other if other is not None and "tokens_per_s" in other else None
 
 
-def _efficiency(bench: dict[str, Any], entry: Entry, found: dict[str, Entry]) -> list[str]:
+def _efficiency(entry: Entry, found: dict[str, Entry]) -> list[str]:
     """Returns the measured efficiency and the one that `scaling.py` calculates from the single GPU's step.
 
     Steps have the same rows on one GPU as on all, so that medians of their seconds can be compared.
     """
-    one = _reference(bench, entry, found)
+    one = _reference(entry, found)
     if one is None:
         return ["", ""]
     compute = one["step_time_s"] / one["gpus"]
@@ -104,8 +105,8 @@ def _efficiency(bench: dict[str, Any], entry: Entry, found: dict[str, Entry]) ->
     return [measured, f"{100 * compute / (compute + shown):.1f} %"]
 
 
-def _difference(bench: dict[str, Any], entry: Entry, found: dict[str, Entry]) -> str:
-    one = _reference(bench, entry, found)
+def _difference(entry: Entry, found: dict[str, Entry]) -> str:
+    one = _reference(entry, found)
     if one is None or len(one["losses"]) != len(entry["losses"]):
         # Another number of steps has another schedule.
         return ""

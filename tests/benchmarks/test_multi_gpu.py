@@ -17,7 +17,7 @@ def test_every_run_composes_and_has_the_global_batch_of_the_one_it_is_held_again
             assert config.trainer.world_size == (1 if run.is_single else gpus)
             rows[run.way] = config.trainer.batch_size * config.trainer.accumulate * config.data_ranks
         for way in bench["loads"][load]["strategies"]:
-            assert rows[way] == rows[bench["strategies"][way]["against"]], (load, way)
+            assert rows[way] == rows[multi_gpu.ONE], (load, way)
 
 
 def test_shared_sequences_show_their_measured_efficiency_alone():
@@ -27,7 +27,7 @@ def test_shared_sequences_show_their_measured_efficiency_alone():
     both["step_time_s"] = 1 / 1.8
     entries = [{**entry, "total_parameters": 10, "trainable_parameters": 1} for entry in (one, both)]
     row = multi_gpu.render.__globals__["row"]
-    cells = row(multi_gpu.BENCH, entries[1], {entry["key"]: entry for entry in entries})
+    cells = row(entries[1], {entry["key"]: entry for entry in entries})
     assert cells[3:6] == ["90", "90.0 %", ""]
 
 
