@@ -108,8 +108,6 @@ class RunConfig:
         if strategy.flattens and self.optim.averages:
             remedy = f"keeps an average in the place of weights, which {name} updates in copies; use fsdp2 or ddp"
             raise reject("optim", self.optim.name, remedy)
-        if strategy.sharded and not strategy.gathers_around_blocks and self.trainer.compile:
-            raise reject("trainer.compile", "true", f"{name} gathers weights within a compiled block; leave it null")
         if strategy.splits_updates and getattr(self.memory, "changes_base", False):
             raise reject("memory", self.memory.name, f"{name} can not hold weights of 8 bits; use memory/strategy=ddp")
         if self.memory.sequence_parallel > 1:

@@ -46,7 +46,7 @@ from harness.memory.fitting import plan_ahead
 from harness.memory.precision import checked_precision
 from harness.memory.resolve import Resolved, resolve, room_gib
 from harness.memory.strategy.parallel import Parallel, Ranks
-from harness.model.compiled import compile_blocks, forget_counts, graph_breaks, graph_settings, will_compile
+from harness.model.compiled import compile_blocks, forget_counts, graph_settings, report_programs, will_compile
 from harness.model.loading import Loaded, text_config
 from harness.model.prequantized import check_tuner
 from harness.model.processor import Processor, load_processor
@@ -148,11 +148,12 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
         if startup.warm is not None and weights is not None:
             startup.warm["weights_gib"] = weights.reused_gib
         startup.end(Phase.model)
-        tuned, memory = _tuned(config, loaded, data, folder, device, startup)
+        compiled = will_compile(config, loaded.model.config.model_type, device)
+        tuned, memory = _tuned(config, loaded, data, folder, device, startup, compiled)
         if begun_with is not None:
             weights_from.load(begun_with, tuned)
         startup.end(Phase.tuner)
-        parallel = _parallel(config, tuned, device)
+        parallel = _parallel(config, tuned, device, compiled)
         if sharers > 1:
             share_sequences(tuned.base, sharers, config.trainer.ddp_timeout_s)
             parallel.settings["sequence_parallel"] = sharers
@@ -185,8 +186,7 @@ def train(folder: RunFolder, config: RunConfig, startup: Startup, weights: Weigh
         startup.end(Phase.trainer)
         with nullcontext() if syncs is None else syncs.counting():
             fit(trainer, module, data, checkpointer)
-        for reason, count in graph_breaks().items():
-            log.warning("compiled blocks fell back to Python in %d places: %s", count, reason)
+        report_programs()
     if config.trainer.load_best and (trainer.is_global_zero or parallel.gather is not None):
         load_best(module, checkpointer)
     module.settle()
@@ -230,20 +230,25 @@ def _checkpointer(folder: RunFolder, config: RunConfig) -> Checkpointer:
 
 
 def _tuned(
-    config: RunConfig, loaded: Loaded, data: DataModule, folder: RunFolder, device: torch.device, startup: Startup
+    config: RunConfig,
+    loaded: Loaded,
+    data: DataModule,
+    folder: RunFolder,
+    device: torch.device,
+    startup: Startup,
+    compiled: bool,
 ) -> tuple[Tuned, Resolved]:
     """Makes the base model trainable, after the policy and within what the data reaches."""
     outlook = Outlook(data.total_steps, data.calibration_batches, device, folder.checkpoints / "start.safetensors")
     tuned = build("tuner", config.tuner, loaded, build("freeze", config.freeze, loaded.model), outlook)
     settle(tuned, loaded.new_tokens, config.model.train_new_tokens)
     check_reachable(tuned.model, data.shows_something)
-    compiled = will_compile(config, tuned.base.config.model_type, device)
     # Rows are looked through for it, which only a prediction needs.
     extent = data.largest_batch() if config.memory.checkpointing == AUTO else None
     resolved = resolve(config, tuned, extent, device, compiled)
     build("memory", resolved.config, tuned.base, device)
     if compiled:
-        hooked = config.memory.strategy.gathers_around_blocks
+        hooked = config.memory.strategy.sharded
         again = compile_blocks(tuned.base, config.data.has_one_length, graph_settings(config), hooked)
         if startup.warm is not None:
             startup.warm["compiled"] = again
@@ -261,12 +266,12 @@ def _with_micro_batch(config: RunConfig, data: DataModule, device: torch.device)
     return replace(config.trainer, batch_size=chosen.batch_size, accumulate=chosen.accumulate)
 
 
-def _parallel(config: RunConfig, tuned: Tuned, device: torch.device) -> Parallel:
+def _parallel(config: RunConfig, tuned: Tuned, device: torch.device, compiled: bool) -> Parallel:
     """Builds the strategy."""
     optim, text = config.optim, tuned.base.model.language_model
     layers = [tuple(parameter.numel() for parameter in layer.parameters()) for layer in text.layers]
     limit, largest = optim.max_grad_norm or None, max(layers, key=sum)
-    ranks = Ranks(_world(config), device.type, limit, optim.skips_parameters, largest)
+    ranks = Ranks(_world(config), device.type, limit, optim.skips_parameters, largest, compiled)
     return build("memory/strategy", config.memory.strategy, ranks)
 
 

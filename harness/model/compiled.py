@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 _PROGRAMS = 64
 """Programs of one block at most: each type of layer, trained or not, with gradients or without, needs its own."""
 
+_MANY = 16
+"""Programs in a run from which on it says so: a few stand for blocks of several kinds, one a layer for none shared."""
+
 _own_blocks: dict[tuple[str, str], Callable[..., Tensor]] = {}
 """`run_block` by the settings and the tower that it is compiled for."""
 
@@ -43,10 +46,7 @@ def will_compile(config: RunConfig, model_type: str, device: torch.device) -> bo
     if device.type != "cuda":
         return False
     reason = None
-    strategy = config.memory.strategy
-    if strategy.sharded and not strategy.gathers_around_blocks:
-        reason = f"memory/strategy={strategy.name} gathers weights within a block"
-    elif not config.data.has_one_length:
+    if not config.data.has_one_length:
         reason = "batches differ in length, and each new length may cost a compilation; data.packing=true gives one"
     elif "moe" in model_type:
         reason = "the experts' numbers of tokens differ from step to step"
@@ -145,6 +145,22 @@ def _compiled(function: Callable[..., Tensor], varying: int | None) -> Callable[
         return program(block, hidden, **told)
 
     return run
+
+
+def report_programs() -> None:
+    """Logs how many programs were compiled, and where blocks fell back to Python; imports no compiler."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    if dynamo is None:
+        return
+    count = dynamo.counters["stats"]["unique_graphs"]
+    if count > _MANY:
+        # Each takes seconds of the step that meets it, and a call tries all that came before its own.
+        why = "blocks that are alike share one; TORCH_LOGS=recompiles says what differs"
+        log.warning("compiled %d programs: %s", count, why)
+    elif count:
+        log.info("compiled %d programs", count)
+    for reason, count in graph_breaks().items():
+        log.warning("compiled blocks fell back to Python in %d places: %s", count, reason)
 
 
 def graph_breaks() -> dict[str, int]:

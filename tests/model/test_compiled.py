@@ -1,5 +1,7 @@
 """Compiled blocks compute what plain ones do, equal blocks share a program, and nothing falls back to Python."""
 
+from collections import Counter
+
 import pytest
 import torch
 import torch._dynamo.testing
@@ -134,6 +136,15 @@ def test_compiles_where_it_pays_or_as_asked(make_config, overrides, device, expe
     config = make_config(*overrides)
     assert isinstance(config, RunConfig)
     assert compiled.will_compile(config, "qwen3_vl", device) is expected
+
+
+@pytest.mark.parametrize(("count", "level"), [(0, None), (3, "INFO"), (36, "WARNING")])
+def test_says_how_many_programs_there_are(monkeypatch, caplog, count, level):
+    caplog.set_level("INFO")
+    monkeypatch.setitem(torch._dynamo.utils.counters, "stats", Counter(unique_graphs=count))
+    compiled.report_programs()
+    assert [record.levelname for record in caplog.records] == ([level] if level else [])
+    assert all(f"compiled {count} programs" in record.message for record in caplog.records)
 
 
 def test_says_why_it_does_not(make_config, caplog):

@@ -29,9 +29,8 @@ class StrategyConfig:
     """Shared properties; a strategy extends it by fields only."""
 
     sharded: ClassVar[bool] = False
-    """Whether weights are split over the processes, frozen ones too: a module then runs on all of them or on none."""
-    gathers_around_blocks: ClassVar[bool] = False
-    """Where weights are split: whether a layer is whole before its forward pass begins, which can then be compiled."""
+    """Whether weights are split over the processes, frozen ones too: a module then runs on all of them or on none,
+    and a layer is whole from before its forward pass to behind it."""
     splits_updates: ClassVar[bool] = False
     """Whether an optimiser sees parts of matrices, and nobody whole gradients."""
     flattens: ClassVar[bool] = False

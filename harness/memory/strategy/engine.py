@@ -5,6 +5,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import deepspeed
+import torch
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad, set_z3_leaf_module
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ from harness.model.loss import GATHERS
 
 if TYPE_CHECKING:
     from harness.trainer.module import TrainingModule
+
+
+_LINEAR = torch.nn.functional.linear
 
 
 class Zero(DeepSpeedStrategy):
@@ -34,6 +38,11 @@ class Zero(DeepSpeedStrategy):
                 # Else DeepSpeed hangs on every module within, and gathers weight by weight.
                 set_z3_leaf_module(block, True)
         super().setup(trainer)
+
+    def teardown(self) -> None:
+        """Gives the process torch's linear function back, which stage 3 puts another in the place of."""
+        torch.nn.functional.linear = _LINEAR
+        super().teardown()
 
 
 def make(settings: dict[str, Any]) -> Zero:

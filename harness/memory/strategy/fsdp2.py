@@ -32,7 +32,6 @@ class Fsdp2Config(StrategyConfig):
     """Settings of `fully_shard`, through Lightning's ModelParallelStrategy."""
 
     sharded: ClassVar[bool] = True
-    gathers_around_blocks: ClassVar[bool] = True
     splits_updates: ClassVar[bool] = True
     saves_parts: ClassVar[bool] = True
     scales_fp16: ClassVar[bool] = False

@@ -22,6 +22,8 @@ class Ranks:
     """Whether a step may leave trained parameters without gradients."""
     layer_sizes: tuple[int, ...] = ()
     """Values of each parameter of the largest decoder layer, adapters included."""
+    compiled: bool = False
+    """Whether layers and blocks are compiled."""
 
 
 @dataclass(slots=True)

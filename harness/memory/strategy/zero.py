@@ -125,8 +125,13 @@ def build_json(settings: dict[str, Any], ranks: "Ranks") -> "Parallel":
         "gradient_clipping": ranks.max_grad_norm or 0.0,
         **settings,
     }
+    section = settings.get("zero_optimization", {})
+    stage = section.get("stage", 0)
+    if stage == 3:
+        # DeepSpeed's own linear function keeps no view of a gathered weight until the backward pass. Compiled layers
+        # keep none either, and with it torch 2.11 makes each of 36 layers a program of its own.
+        complete["zero_optimization"] = {"memory_efficient_linear": not ranks.compiled} | section
     strategy = engine.make(complete)
-    stage = settings.get("zero_optimization", {}).get("stage", 0)
     return Parallel(
         strategy,
         {"strategy": "deepspeed", "processes": ranks.world_size, "deepspeed": complete},

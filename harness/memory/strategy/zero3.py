@@ -21,7 +21,6 @@ class Zero3Config(OffloadConfig):
     """Splits the optimiser's state, gradients and weights."""
 
     sharded: ClassVar[bool] = True
-    gathers_around_blocks: ClassVar[bool] = True
     name: str = "zero3"
     offload_param: bool = False
     """Keep the shares of the weights in the host's memory as well."""

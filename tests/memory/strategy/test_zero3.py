@@ -1,6 +1,10 @@
 from importlib.util import find_spec
 
 import pytest
+import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy
+from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from harness.errors import UserError
 from harness.memory.strategy.parallel import Ranks
@@ -25,6 +29,8 @@ def test_compiled_layers_train_alike(group, figures, strategy, tuner):
     plain, compiled = (group.done[name] for name in cases)
     log = (compiled.path / "train.log").read_text()
     assert "compiling decoder layers" in log and "fell back to Python" not in log
+    # Of the decoder layers, and of the ViT's blocks.
+    assert "compiled 2 programs" in log
     for key in ("train/loss", "train/grad_norm", "val/loss"):
         assert figures(compiled.metrics, key) == pytest.approx(figures(plain.metrics, key), rel=1e-4), key
 
@@ -41,6 +47,40 @@ def test_settings_reach_deepspeed(make_config):
     assert section["offload_param"]["device"] == section["offload_optimizer"]["device"] == "cpu"
     assert parallel.settings["deepspeed"]["gradient_clipping"] == 0.5
     assert parallel.lightning.config == parallel.settings["deepspeed"] and parallel.sharded
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the deepspeed extra")
+def test_compiled_layers_have_torchs_linear_function(make_config, monkeypatch):
+    """Traced through DeepSpeed's, which asks for a weight's number, each layer has a program of its own."""
+    config = make_config("memory/strategy=zero3").memory.strategy
+    for compiled in (False, True):
+        strategy = build(config, Ranks(2, compiled=compiled, layer_sizes=(900,))).lightning
+        assert strategy.config["zero_optimization"]["memory_efficient_linear"] is not compiled
+    plain = torch.nn.functional.linear
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda *_: pytest.fail("of an older run"))
+    monkeypatch.setattr(DeepSpeedStrategy, "teardown", lambda _: None)
+    strategy.teardown()
+    assert torch.nn.functional.linear is plain
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_compiled_layer_keeps_no_view_of_a_weight(frozen):
+    """Or what was gathered for its forward pass would stay until the backward pass."""
+    layer = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8, bias=False), nn.SiLU(), nn.Linear(8, 8))
+    layer.requires_grad_(not frozen)
+    whole = {parameter: parameter.data.clone() for parameter in layer.parameters()}
+    x = torch.randn(4, 8, requires_grad=True)
+    (expected,) = torch.autograd.grad(layer(x).sum(), x)
+    y = torch.compile(lambda layer, x: layer(x))(layer, x)
+    gathered = [StorageWeakRef(parameter.untyped_storage()) for parameter in whole]
+    for parameter in whole:
+        parameter.data = torch.empty(0)
+    assert all(storage.expired() for storage in gathered)
+    for parameter, value in whole.items():
+        parameter.data = value
+    torch.testing.assert_close(torch.autograd.grad(y.sum(), x)[0], expected)
 
 
 @pytest.mark.parametrize(
