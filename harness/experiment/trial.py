@@ -6,6 +6,7 @@ watches them. STARTED is the clock reading at which the command began, for `star
 where it is absent.
 """
 
+import atexit
 import logging
 import os
 import signal
@@ -136,9 +137,15 @@ def _reading(config: RunConfig, kept: "Kept | None") -> "Iterator[Weights | None
             weights.stop()
 
 
-def _end(code: int, *, is_rank: bool) -> NoReturn:
-    """Ends the process. A rank with an error has a process group left, whose destruction may wait for ever."""
-    if is_rank and code != 0:
+def end(code: int, *, is_rank: bool) -> NoReturn:
+    """Ends the process. A rank is not taken apart: it may have a process group left, after an error or of DeepSpeed's.
+
+    Its destruction may wait for ever, and threads of gloo that let go of a tensor while the interpreter ends abort the
+    process (github.com/pytorch/pytorch/issues/190489).
+    """
+    if is_rank:
+        if code == 0:
+            atexit._run_exitfuncs()
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -147,4 +154,4 @@ def _end(code: int, *, is_rank: bool) -> NoReturn:
 
 
 if __name__ == "__main__":
-    _end(main(sys.argv[1:]), is_rank=sys.argv[3:] == [AS_RANK])
+    end(main(sys.argv[1:]), is_rank=sys.argv[3:] == [AS_RANK])
