@@ -71,7 +71,7 @@ def gradient(parameter: nn.Parameter) -> Tensor | None:
 
 
 def gather(module: "TrainingModule") -> None:
-    """Gives the first rank the whole model, on the CPU; what trains in float32."""
+    """Gives the first rank whole weights, on the CPU; what trains in float32."""
     replace_weights(module, _whole, keep=module.global_rank == 0)
 
 

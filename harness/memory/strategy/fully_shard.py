@@ -71,7 +71,7 @@ def gradient(parameter: nn.Parameter) -> Tensor | None:
 
 
 def gather(module: "TrainingModule") -> None:
-    """Gives the first rank the whole model, on the CPU, without what `fully_shard` put around it."""
+    """Gives the first rank whole weights, on the CPU, without what `fully_shard` put around the model."""
     replace_weights(module, _whole, keep=module.global_rank == 0)
     for part in list(module.modules()):
         if isinstance(part, FSDPModule):

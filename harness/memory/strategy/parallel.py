@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from harness.trainer.module import TrainingModule
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +55,15 @@ class Parallel:
     gradient: Callable[[nn.Parameter], Tensor | None] = lambda parameter: parameter.grad
     """Returns the whole gradient of a parameter. Called on every rank."""
     gather: Callable[[Any], None] | None = None
-    """Gives the first rank a TrainingModule with whole weights, on the CPU, after training. Called on every rank."""
+    """Gives the first rank a TrainingModule with the weights that its export reads, whole and on the CPU, after
+    training. Called on every rank."""
 
 
-def replace_weights(module: nn.Module, whole: Callable[[nn.Parameter], Tensor], keep: bool) -> None:
+def replace_weights(module: "TrainingModule", whole: Callable[[nn.Parameter], Tensor], keep: bool) -> None:
     """Puts whole weights on the CPU in the place of what a module has, tied ones once.
+
+    Those that an adapter's export does not read become shapes without values (on torch's meta device): most of the
+    model, and whatever wants them all the same fails.
 
     Args:
         module: Changed in place where this rank keeps the weights.
@@ -64,16 +71,37 @@ def replace_weights(module: nn.Module, whole: Callable[[nn.Parameter], Tensor], 
         keep: Whether this rank keeps them.
     """
     done: dict[int, tuple[nn.Parameter, nn.Parameter | None]] = {}
+    unread = _unread(module)
     for part in module.modules():
         replaced = dict(part._parameters)
         for name, parameter in replaced.items():
             if parameter is None:
                 continue
             if id(parameter) not in done:
-                value = whole(parameter)
-                new = nn.Parameter(value.detach().cpu(), parameter.requires_grad) if keep else None
+                if id(parameter) in unread:
+                    shape = getattr(parameter, "ds_shape", parameter.shape)
+                    value = torch.empty(shape, dtype=parameter.dtype, device="meta")
+                else:
+                    value = whole(parameter).detach().cpu()
+                new = nn.Parameter(value, parameter.requires_grad) if keep else None
                 # The old one stays referred to, or another could get its id.
                 done[id(parameter)] = parameter, new
             replaced[name] = done[id(parameter)][1]
         if keep:
             part._parameters = replaced
+
+
+def _unread(module: "TrainingModule") -> set[int]:
+    """Returns the ids of frozen weights of layers and blocks, where an adapter alone is exported."""
+    if getattr(module.config.tuner, "exports_model", False):
+        return set()
+    tuned = module.tuned
+    towers: Any = tuned.base.model
+    blocks = [*towers.language_model.layers, *towers.visual.blocks]
+    within = {id(parameter) for block in blocks for parameter in block.parameters()}
+    own = {
+        id(parameter)
+        for name, parameter in tuned.model.named_parameters()
+        if parameter.requires_grad or name in tuned.adapter
+    }
+    return within - own

@@ -78,7 +78,7 @@ class Group:
                 command = [sys.executable, str(RANKS), *arguments]
                 processes.append(subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT))
         try:
-            codes = [process.wait(timeout=300) for process in processes]
+            codes = [process.wait(timeout=600) for process in processes]
         finally:
             for process in processes:
                 process.kill()

@@ -1,8 +1,11 @@
 """Every tuner and every method of PEFT on two ranks: curves are those of one process, or the run is refused."""
 
 import dataclasses
+from importlib.util import find_spec
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from harness import registry
 from harness.tuner.peft_method import NEEDED, OWN_TUNER, REFUSED, Method
@@ -35,12 +38,14 @@ METHODS = {
     for method in Method
     if method not in {*OWN_TUNER, *REFUSED, *LEFT_OUT} and not NEEDED.get(method)
 }
-REFUSED_BY = {"ddp": set(), "fsdp2": {"adalora", "lily", "osf", "tinylora", "unilora"}}
+REFUSED_BY = {"ddp": set(), "fsdp2": {"adalora", "lily", "osf", "tinylora", "unilora"}, "zero3": {"adalora"}}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", REFUSED_BY)
 def test_two_ranks_train_as_one(group, figures, strategy):
+    if strategy == "zero3" and find_spec("deepspeed") is None:
+        pytest.skip("needs the deepspeed extra")
     cases = {name: choice for name, choice in (TUNERS | METHODS).items() if name not in REFUSED_BY[strategy]}
     alone = {f"every_{name}": (*choice, *STEPS) for name, choice in cases.items() if f"every_{name}" not in group.done}
     if alone:
@@ -55,3 +60,14 @@ def test_two_ranks_train_as_one(group, figures, strategy):
         # lily's rounding grows to 8e-4.
         assert found == pytest.approx(expected, abs=1e-3), name
         assert len(found) == 3
+        one, both = (exported(group.done[run]) for run in (f"every_{name}", f"{strategy}_every_{name}"))
+        assert {key: value.shape for key, value in both.items()} == {key: value.shape for key, value in one.items()}
+        for key, value in one.items():
+            torch.testing.assert_close(both[key], value, atol=5e-3, rtol=0, msg=f"{name}: {key}")
+
+
+def exported(folder):
+    """All weights of a run's result, by file and name."""
+    files = [*folder.path.glob("adapter/**/*.safetensors"), *folder.path.glob("model/**/*.safetensors")]
+    assert files
+    return {(file.name, key): value for file in files for key, value in load_file(file).items()}
