@@ -93,6 +93,13 @@ class RunConfig:
         if getattr(self.tuner, "exports_model", False) and getattr(self.memory, "changes_base", False):
             remedy = f"tuner={tuner} exports the whole model, and its frozen weights would not be the checkpoint's"
             raise reject("memory", self.memory.name, f"{remedy}; use memory=standard, or an adapter")
+        reads_gradients = getattr(self.tuner, "reads_gradients", False)
+        if reads_gradients and self.optim.rewrites_gradients:
+            remedy = f"leaves no gradients behind its step, which tuner={tuner} reads; use optim=adamw"
+            raise reject("optim", self.optim.name, remedy)
+        if reads_gradients and self.memory.strategy.splits_updates:
+            remedy = f"leaves no whole gradients, which tuner={tuner} reads; use memory/strategy=ddp"
+            raise reject("memory/strategy", self.memory.strategy.name, remedy)
         if self.memory.quant.changes_base:
             self._check_quant(is_full)
         if self.freeze.full and is_full:

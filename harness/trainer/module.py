@@ -83,12 +83,6 @@ class TrainingModule(lightning.LightningModule):
         self.part = Part(0, 1)
         self.grad_norm: Tensor | None = None
         self.learning_rates: dict[str, float] = {}
-        if tuned.after_step is not None and config.optim.rewrites_gradients:
-            remedy = f"leaves no gradients behind its step, which tuner={config.tuner.name} reads; use optim=adamw"
-            raise reject("optim", config.optim.name, remedy)
-        if tuned.after_step is not None and config.memory.strategy.splits_updates:
-            remedy = f"leaves no whole gradients, which tuner={config.tuner.name} reads; use memory/strategy=ddp"
-            raise reject("memory/strategy", config.memory.strategy.name, remedy)
         self._skips = config.trainer.on_nonfinite is OnNonfinite.skip
         self._gradient_check = GradientCheck(self.model, self.parallel.gradient)
         self._trains_vision = any(p.requires_grad for p in tuned.base.model.visual.parameters())

@@ -29,6 +29,8 @@ class AdaloraConfig(TargetedConfig):
     """AdaLoRA; defaults of ms-swift, which are PEFT's, and lora's alpha and dropout."""
 
     size: ClassVar[str] = "init_r"
+    reads_gradients: ClassVar[bool] = True
+    """Looks at whole gradients behind the optimiser's step."""
     name: str = "adalora"
     target_r: int = 8
     """Rank at the end, averaged over the adapted matrices."""

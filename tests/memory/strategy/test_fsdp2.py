@@ -162,12 +162,11 @@ def test_offloaded_gradients_are_summed_by_gloo():
     assert Fsdp2Config().backend("nccl", 2, 1) == "nccl"
 
 
-def test_a_tuner_that_reads_gradients_is_refused(make_tuned, make_config):
-    from harness.trainer.module import TrainingModule
-
-    choice = ["tuner=adalora", "memory/strategy=fsdp2"]
-    with pytest.raises(UserError, match="memory/strategy=fsdp2: leaves no whole gradients, which tuner=adalora reads"):
-        TrainingModule(make_tuned(*choice), make_config(*choice), total_steps=1)
+@pytest.mark.parametrize("strategy", ["fsdp2", "zero1", "zero3"])
+def test_a_tuner_that_reads_gradients_is_refused(make_config, strategy):
+    message = f"memory/strategy={strategy}: leaves no whole gradients, which tuner=adalora reads"
+    with pytest.raises(UserError, match=message):
+        make_config("tuner=adalora", f"memory/strategy={strategy}")
 
 
 def test_fsdp_is_another_name(make_config):
