@@ -62,9 +62,6 @@ class TrainingModule(lightning.LightningModule):
             config: The whole run's.
             total_steps: Its number of optimiser steps.
             parallel: What its strategy asks for; None: nothing.
-
-        Raises:
-            UserError: The tuner or the optimiser needs gradients that nobody has.
         """
         super().__init__()
         self.parallel = parallel or Parallel()

@@ -28,7 +28,8 @@ class Tuned:
     regularizer: Callable[[], Tensor] | None = None
     """Returns what is added to the loss of an optimiser step (scalar)."""
     after_step: Callable[[int], None] | None = None
-    """Called with the number of the optimiser step just done, from 1, while its gradients are still there."""
+    """Called with the number of the optimiser step just done, from 1, while its gradients are still there. The tuner's
+    config says so by `reads_gradients`, for strategies and optimisers that leave none."""
     state: Callable[[], dict[str, Any]] | None = None
     """Returns what the method knows beside its weights, for a checkpoint: tensors, numbers, lists and dicts."""
     load_state: Callable[[dict[str, Any]], None] | None = None

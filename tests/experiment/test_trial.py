@@ -3,6 +3,8 @@
 import json
 import re
 import signal
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -432,3 +434,18 @@ def test_a_run_killed_before_its_result_gets_one(run):
     assert {key: summary[key] for key in ("status", "steps", "tokens", "train_loss", "val", "best")} == {
         key: expected[key] for key in ("status", "steps", "tokens", "train_loss", "val", "best")
     }
+
+
+RANK = """
+import atexit, sys, threading
+from harness.experiment.trial import end
+atexit.register(print, "handlers run")
+threading.Thread(target=threading.Event().wait).start()
+end(int(sys.argv[1]), is_rank=True)
+"""
+
+
+@pytest.mark.parametrize(("code", "said"), [(0, "handlers run\n"), (1, "")])
+def test_a_rank_ends_whatever_threads_are_left(code, said):
+    done = subprocess.run([sys.executable, "-c", RANK, str(code)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (code, said)

@@ -142,6 +142,7 @@ def test_compiles_where_it_pays_or_as_asked(make_config, overrides, device, expe
 def test_says_how_many_programs_there_are(monkeypatch, caplog, count, level):
     caplog.set_level("INFO")
     monkeypatch.setitem(torch._dynamo.utils.counters, "stats", Counter(unique_graphs=count))
+    monkeypatch.setitem(torch._dynamo.utils.counters, "graph_break", Counter())
     compiled.report_programs()
     assert [record.levelname for record in caplog.records] == ([level] if level else [])
     assert all(f"compiled {count} programs" in record.message for record in caplog.records)

@@ -57,6 +57,12 @@ RANDOM_START = {"reft"}
 """The authors start ReFT at random: it changes the model a little; tuner.start=identity is there."""
 
 
+@pytest.mark.parametrize("name", TUNERS)
+def test_a_tuner_says_whether_it_reads_gradients(make_tuned, name):
+    reads = getattr(registry.get("tuner", name).config, "reads_gradients", False)
+    assert (make_tuned(f"tuner={name}").after_step is not None) == reads
+
+
 def logits(model, batch):
     model.eval()
     with torch.no_grad():

@@ -81,9 +81,10 @@ def replace_weights(module: "TrainingModule", whole: Callable[[nn.Parameter], Te
                 if id(parameter) in unread:
                     shape = getattr(parameter, "ds_shape", parameter.shape)
                     value = torch.empty(shape, dtype=parameter.dtype, device="meta")
+                    new = nn.Parameter(value, requires_grad=False)
                 else:
-                    value = whole(parameter).detach().cpu()
-                new = nn.Parameter(value, parameter.requires_grad) if keep else None
+                    value = whole(parameter)
+                    new = nn.Parameter(value.detach().cpu(), parameter.requires_grad) if keep else None
                 # The old one stays referred to, or another could get its id.
                 done[id(parameter)] = parameter, new
             replaced[name] = done[id(parameter)][1]
@@ -92,7 +93,10 @@ def replace_weights(module: "TrainingModule", whole: Callable[[nn.Parameter], Te
 
 
 def _unread(module: "TrainingModule") -> set[int]:
-    """Returns the ids of frozen weights of layers and blocks, where an adapter alone is exported."""
+    """Returns the ids of frozen weights of layers and blocks, where an adapter alone is exported.
+
+    PEFT writes biases and whole copies of modules as well, with what is frozen of them.
+    """
     if getattr(module.config.tuner, "exports_model", False):
         return set()
     tuned = module.tuned
@@ -101,7 +105,7 @@ def _unread(module: "TrainingModule") -> set[int]:
     within = {id(parameter) for block in blocks for parameter in block.parameters()}
     own = {
         id(parameter)
-        for name, parameter in tuned.model.named_parameters()
-        if parameter.requires_grad or name in tuned.adapter
+        for name, parameter in tuned.model.named_parameters(remove_duplicate=False)
+        if name in module.trainable_names | tuned.adapter or ".modules_to_save." in name or name.endswith(".bias")
     }
     return within - own

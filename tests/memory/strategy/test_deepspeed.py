@@ -1,4 +1,5 @@
 import json
+from importlib.util import find_spec
 
 import pytest
 
@@ -43,3 +44,17 @@ def test_what_is_auto_is_left_to_the_run(write):
 def test_a_file_that_says_what_the_run_says_is_refused(write, content, message):
     with pytest.raises(UserError, match=message):
         read(write(content))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the deepspeed extra")
+@pytest.mark.parametrize("stage", [2, 3])
+def test_compiled_layers_train_alike(group, figures, write, stage):
+    file = write({"zero_optimization": {"stage": stage}})
+    choice = ("tuner=lora", "tuner.dropout=0", "trainer.max_steps=4", "memory/strategy=deepspeed")
+    own = (*choice, f"memory.strategy.file={file}")
+    cases = {f"zero_file_{stage}_{name}": (*own, f"trainer.compile={name}") for name in ("false", "true")}
+    group.together(2, cases, resume=False)
+    plain, compiled = (group.done[name] for name in cases)
+    for key in ("train/loss", "train/grad_norm", "val/loss"):
+        assert figures(compiled.metrics, key) == pytest.approx(figures(plain.metrics, key), rel=1e-4), key

@@ -33,7 +33,7 @@ def one_gpu(request, group):
     "strategy",
     [
         *("ddp", "fsdp2", "fsdp2 trainer.compile=true", "fsdp2 memory.strategy.copy_engines=true"),
-        *("zero1", "zero2", "zero3", "zero3_offload"),
+        *("zero1", "zero2", "zero3", "zero3 trainer.compile=true", "zero3_offload"),
     ],
 )
 def test_two_gpus_train_as_one_does(group, figures, one_gpu, strategy):
