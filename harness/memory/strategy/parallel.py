@@ -78,13 +78,14 @@ def replace_weights(module: "TrainingModule", whole: Callable[[nn.Parameter], Te
             if parameter is None:
                 continue
             if id(parameter) not in done:
-                if id(parameter) in unread:
+                new = None
+                if id(parameter) not in unread:
+                    value = whole(parameter)
+                    new = nn.Parameter(value.detach().cpu(), parameter.requires_grad) if keep else None
+                elif keep:
                     shape = getattr(parameter, "ds_shape", parameter.shape)
                     value = torch.empty(shape, dtype=parameter.dtype, device="meta")
                     new = nn.Parameter(value, requires_grad=False)
-                else:
-                    value = whole(parameter)
-                    new = nn.Parameter(value.detach().cpu(), parameter.requires_grad) if keep else None
                 # The old one stays referred to, or another could get its id.
                 done[id(parameter)] = parameter, new
             replaced[name] = done[id(parameter)][1]
