@@ -27,7 +27,7 @@ _PROGRAMS = 64
 """Programs of one block at most: each type of layer, trained or not, with gradients or without, needs its own."""
 
 _MANY = 16
-"""Programs in a run from which on it says so: a few stand for blocks of several kinds, one a layer for none shared."""
+"""Programs in a run above which it warns: blocks of several kinds have a few, layers that share none one each."""
 
 _own_blocks: dict[tuple[str, str], Callable[..., Tensor]] = {}
 """`run_block` by the settings and the tower that it is compiled for."""
@@ -149,10 +149,7 @@ def _compiled(function: Callable[..., Tensor], varying: int | None) -> Callable[
 
 def report_programs() -> None:
     """Logs how many programs were compiled, and where blocks fell back to Python; imports no compiler."""
-    dynamo = sys.modules.get("torch._dynamo.utils")
-    if dynamo is None:
-        return
-    count = dynamo.counters["stats"]["unique_graphs"]
+    count = _counts("stats").get("unique_graphs", 0)
     if count > _MANY:
         # Each takes seconds of the step that meets it, and a call tries all that came before its own.
         why = "blocks that are alike share one; TORCH_LOGS=recompiles says what differs"
@@ -165,8 +162,12 @@ def report_programs() -> None:
 
 def graph_breaks() -> dict[str, int]:
     """Returns the reasons for which compiled blocks fell back to Python, and how often; imports no compiler."""
+    return _counts("graph_break")
+
+
+def _counts(kind: str) -> dict[str, int]:
     dynamo = sys.modules.get("torch._dynamo.utils")
-    return {} if dynamo is None else dict(dynamo.counters["graph_break"])
+    return {} if dynamo is None else dict(dynamo.counters[kind])
 
 
 def forget_programs() -> None:

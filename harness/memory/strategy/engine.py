@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 _LINEAR = torch.nn.functional.linear
+"""torch's own: DeepSpeed puts its function there no earlier than with a first stage 3."""
 
 
 class Zero(DeepSpeedStrategy):

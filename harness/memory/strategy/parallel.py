@@ -104,9 +104,10 @@ def _unread(module: "TrainingModule") -> set[int]:
     towers: Any = tuned.base.model
     blocks = [*towers.language_model.layers, *towers.visual.blocks]
     within = {id(parameter) for block in blocks for parameter in block.parameters()}
+    written = module.trainable_names | tuned.adapter
     own = {
         id(parameter)
         for name, parameter in tuned.model.named_parameters(remove_duplicate=False)
-        if name in module.trainable_names | tuned.adapter or ".modules_to_save." in name or name.endswith(".bias")
+        if name in written or ".modules_to_save." in name or name.endswith(".bias")
     }
     return within - own

@@ -137,6 +137,13 @@ def on_two(group, one_process):
     return run
 
 
+def exported(target):
+    """Returns all weights of a run's result, by file and name."""
+    return {
+        (file.name, key): value for file in target.glob("**/*.safetensors") for key, value in load_file(file).items()
+    }
+
+
 def assert_same_weights(before, after):
     assert before.keys() == after.keys()
     for key, value in before.items():
