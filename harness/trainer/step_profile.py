@@ -46,7 +46,7 @@ class StepProfile(lightning.Callback):
         """Starts before the first step."""
         if self._profiler is None and trainer.global_step == self.first - 1:
             on_gpu = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
-            self._profiler = profile(activities=[ProfilerActivity.CPU, *on_gpu], record_shapes=True)
+            self._profiler = profile(activities=[ProfilerActivity.CPU, *on_gpu], record_shapes=True, acc_events=True)
             self._profiler.start()
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any) -> None:
@@ -64,25 +64,25 @@ class StepProfile(lightning.Callback):
 
 
 def kernels(profiler: Any) -> dict[tuple[str, str], tuple[float, int]]:
-    """Returns seconds and calls by group and name."""
+    """Returns seconds and calls by group and name: of kernels on a GPU, where there are any, each counted once.
+
+    The lists of kernels at an operator of `profiler.events()` are no use: one that starts hundreds, as an optimiser's
+    step of a whole model, was there hundreds of times.
+    """
     found: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0])
-    events = profiler.events()
-    on_gpu = any(event.device_type == DeviceType.CUDA for event in events)
-    launched: dict[str, float] = defaultdict(float)
-    for event in events:
-        if event.device_type != DeviceType.CPU:
-            continue
-        parts = [(kernel.name, kernel.duration) for kernel in event.kernels]
-        for name, micros in parts if on_gpu else [(event.name, event.self_cpu_time_total)]:
-            entry = found[group(name, event.name, event.input_shapes), name]
-            entry[0], entry[1] = entry[0] + micros / 1e6, entry[1] + 1
-            launched[name] += micros
-    for event in events if on_gpu else []:
-        # Kernels that no operator launched, as the compiler's are. Names given to stretches of time (an optimiser's
-        # step, NCCL's collectives, compiled graphs) stand among them, and would count what runs in them twice.
-        if event.device_type == DeviceType.CUDA and event.name not in launched and not event.is_user_annotation:
-            entry = found[group(event.name, "", []), event.name]
-            entry[0], entry[1] = entry[0] + event.self_device_time_total / 1e6, entry[1] + 1
+    recorded = profiler.profiler.kineto_results.events()
+    # Names given to stretches of time (an optimiser's step, NCCL's collectives, compiled graphs) would count what runs
+    # in them twice.
+    on_gpu = [e for e in recorded if e.device_type() == DeviceType.CUDA and not e.is_user_annotation()]
+    operators = {e.correlation_id(): e for e in recorded if e.name() in _PRODUCTS}
+    for event in on_gpu:
+        operator = operators.get(event.linked_correlation_id())
+        made_by, shapes = (operator.name(), operator.shapes()) if operator else ("", [])
+        entry = found[group(event.name(), made_by, shapes), event.name()]
+        entry[0], entry[1] = entry[0] + event.duration_ns() / 1e9, entry[1] + 1
+    for event in [] if on_gpu else profiler.events():
+        entry = found[group(event.name, event.name, event.input_shapes), event.name]
+        entry[0], entry[1] = entry[0] + event.self_cpu_time_total / 1e6, entry[1] + 1
     return {key: (seconds, int(calls)) for key, (seconds, calls) in found.items()}
 
 

@@ -3,10 +3,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.autograd import DeviceType
 
 from harness.errors import UserError
 from harness.trainer.meter import Meter
-from harness.trainer.step_profile import StepProfile, group, write
+from harness.trainer.step_profile import StepProfile, group, kernels, write
+
+_BOTH = (torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA)
 
 
 @pytest.mark.parametrize(
@@ -53,6 +56,66 @@ def test_it_covers_the_steps_asked_for_and_no_others(tmp_path):
     products = [item for item in content["kernels"] if item["name"] == "aten::mm"]
     assert [item["calls"] for item in products] == [1.0]
     assert (tmp_path / "profile/trace.json.gz").stat().st_size > 0
+
+
+def recorded(name, *, number=0, by=0, on_gpu=True, shapes=(), annotates=False):
+    """An event as kineto hands it out."""
+    answers = {
+        "name": name,
+        "correlation_id": number,
+        "linked_correlation_id": by,
+        "device_type": DeviceType.CUDA if on_gpu else DeviceType.CPU,
+        "duration_ns": 1_000_000,
+        "shapes": shapes,
+        "is_user_annotation": annotates,
+    }
+    return SimpleNamespace(**{key: lambda value=value: value for key, value in answers.items()})
+
+
+def test_kernels_on_a_gpu_go_by_the_operator_that_started_them():
+    events = [
+        recorded("aten::mm", number=7, on_gpu=False, shapes=[[8192, 2560], [2560, 8]]),
+        recorded("nvjet", number=40, by=7),
+        recorded("splitKreduce_kernel", number=41, by=7),
+        recorded("aten::_fused_adamw_", number=8, on_gpu=False),
+        *(recorded("multi_tensor_apply_kernel", number=50 + i, by=8) for i in range(3)),
+        # The runtime's own number is that of an operator by chance.
+        recorded("cudaLaunchKernel", number=7, on_gpu=False),
+        recorded("nvjet", number=60),
+        recorded("Optimizer.step#AdamW.step", number=8, annotates=True),
+    ]
+    profiler = SimpleNamespace(profiler=SimpleNamespace(kineto_results=SimpleNamespace(events=lambda: events)))
+    assert kernels(profiler) == {
+        ("small products (adapters)", "nvjet"): (1e-3, 1),
+        ("small products (adapters)", "splitKreduce_kernel"): (1e-3, 1),
+        ("optimiser", "multi_tensor_apply_kernel"): (pytest.approx(3e-3), 3),
+        ("products", "nvjet"): (1e-3, 1),
+    }
+
+
+@pytest.mark.gpu
+def test_an_operator_that_starts_many_kernels_counts_each_once():
+    weights = [torch.nn.Parameter(torch.zeros(2**24, device="cuda")) for _ in range(32)]
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    optimizer = torch.optim.AdamW(weights, fused=True)
+    optimizer.step()
+    torch.cuda.synchronize()
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    with torch.profiler.profile(activities=_BOTH, record_shapes=True, acc_events=True) as profiler:
+        begin.record()
+        optimizer.step()
+        weights[0][:4096].view(64, 64) @ weights[1][: 64 * 512].view(64, 512)
+        end.record()
+        torch.cuda.synchronize()
+    found = kernels(profiler)
+    seconds = {kind: sum(s for (group, _), (s, _) in found.items() if group == kind) for kind, _ in found}
+    assert 0 < sum(seconds.values()) < 1.05 * begin.elapsed_time(end) / 1e3
+    # 65,536 values a block, 320 blocks a kernel.
+    calls = sum(calls for (kind, _), (_, calls) in found.items() if kind == "optimiser")
+    fewest = 32 * 2**24 / 65536 / 320
+    assert fewest <= calls < 3 * fewest
+    assert seconds["small products (adapters)"] > 0
 
 
 @pytest.mark.parametrize("span", ["[3]", "[0,2]", "[4,2]"])
