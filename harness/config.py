@@ -98,7 +98,7 @@ class RunConfig:
             remedy = f"leaves no gradients behind its step, which tuner={tuner} reads; use optim=adamw"
             raise reject("optim", self.optim.name, remedy)
         if reads_gradients and self.memory.strategy.splits_updates:
-            remedy = f"leaves no whole gradients, which tuner={tuner} reads; use memory/strategy=ddp"
+            remedy = f"leaves no whole gradients, which tuner={tuner} reads; use {self.memory.strategy.unsplit}"
             raise reject("memory/strategy", self.memory.strategy.name, remedy)
         if self.memory.quant.changes_base:
             self._check_quant(is_full)
@@ -110,12 +110,12 @@ class RunConfig:
         strategy = self.memory.strategy
         name = f"memory/strategy={strategy.name}"
         if strategy.splits_updates and not self.optim.elementwise:
-            remedy = f"looks at whole matrices or gradients, and {name} splits them; use adamw, or memory/strategy=ddp"
+            remedy = f"looks at whole matrices or gradients, and {name} splits them; use adamw, or {strategy.unsplit}"
             raise reject("optim", self.optim.name, remedy)
         if strategy.flattens and self.optim.averages:
             remedy = f"keeps an average in the place of weights, which {name} updates in copies; use fsdp2 or ddp"
             raise reject("optim", self.optim.name, remedy)
-        if strategy.splits_updates and getattr(self.memory, "changes_base", False):
+        if (strategy.sharded or strategy.flattens) and getattr(self.memory, "changes_base", False):
             raise reject("memory", self.memory.name, f"{name} can not hold weights of 8 bits; use memory/strategy=ddp")
         if self.memory.sequence_parallel > 1:
             self._check_sequence_parallel()

@@ -105,7 +105,7 @@ def _connect(config: RunConfig, data: DataModule, visual: torch.nn.Module, stage
 def _hangs(config: RunConfig) -> str | None:
     """Returns why ranks would wait for each other, or None."""
     strategy = config.memory.strategy
-    if not strategy.sharded or config.trainer.devices == 1:
+    if not strategy.sharded or strategy.keeps_frozen_vit or config.trainer.devices == 1:
         return None
     return f"memory/strategy={strategy.name} splits the ViT, and ranks that find features do not run it; set never"
 

@@ -44,6 +44,7 @@ from harness.memory.config import AUTO
 from harness.memory.first_device import first_device
 from harness.memory.fitting import plan_ahead
 from harness.memory.precision import checked_precision
+from harness.memory.prediction import trained_share
 from harness.memory.resolve import Resolved, resolve, room_gib
 from harness.memory.strategy.parallel import Parallel, Ranks
 from harness.model.compiled import compile_blocks, forget_counts, graph_settings, report_programs, will_compile
@@ -270,8 +271,15 @@ def _parallel(config: RunConfig, tuned: Tuned, device: torch.device, compiled: b
     """Builds the strategy."""
     optim, text = config.optim, tuned.base.model.language_model
     layers = [tuple(parameter.numel() for parameter in layer.parameters()) for layer in text.layers]
-    limit, largest = optim.max_grad_norm or None, max(layers, key=sum)
-    ranks = Ranks(_world(config), device.type, limit, optim.skips_parameters, largest, compiled)
+    ranks = Ranks(
+        world_size=_world(config),
+        device_type=device.type,
+        max_grad_norm=optim.max_grad_norm or None,
+        skips_parameters=optim.skips_parameters,
+        trained_share=trained_share(tuned.model),
+        layer_sizes=max(layers, key=sum),
+        compiled=compiled,
+    )
     return build("memory/strategy", config.memory.strategy, ranks)
 
 

@@ -128,9 +128,15 @@ def fixed(
     total, layers = _bytes(model), [_bytes(layer) for layer in base.model.language_model.layers]
     whole = Bytes(total - saved, needs.gradients, needs.state)
     largest = (1 - saved / total) * max(layers)
-    split = Model(whole, sum(p.numel() for _, p in trained), largest, total - sum(layers))
+    values = sum(p.numel() for _, p in trained)
+    split = Model(whole, values, trained_share(model) * total, largest, total - sum(layers))
     weights, gradients, state = map(int, strategy.held(split, processes))
     return Fixed(weights, gradients, state, _images(base, extent), head, backward, int(needs.update))
+
+
+def trained_share(model: nn.Module) -> float:
+    """Returns the bytes of the weights that train over those of all."""
+    return sum(p.nbytes for p in model.parameters() if p.requires_grad) / _bytes(model)
 
 
 def _bytes(module: nn.Module) -> int:

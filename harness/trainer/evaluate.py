@@ -65,7 +65,7 @@ class Evaluator:
             share, counts = (0, 1), trainer.is_global_zero
         for batch in self.data.val_batches(*share):
             given, batch = batch, batch.to(module.device)
-            loss, each_K = module.within(token_losses, module.tuned.base, batch, sharded)
+            loss, each_K = module.within(token_losses, module.tuned.base, batch, module.splits_vit)
             if not counts:
                 continue
             losses.add(each_K, given)

@@ -83,6 +83,9 @@ class TrainingModule(lightning.LightningModule):
         self._skips = config.trainer.on_nonfinite is OnNonfinite.skip
         self._gradient_check = GradientCheck(self.model, self.parallel.gradient)
         self._trains_vision = any(p.requires_grad for p in tuned.base.model.visual.parameters())
+        trains_vit = any(p.requires_grad for p in tuned.base.model.visual.blocks.parameters())
+        self.splits_vit = self.parallel.sharded and (trains_vit or not config.memory.strategy.keeps_frozen_vit)
+        """Whether the ranks share its weights: all have to run it, or those that do wait."""
         self._is_split = False
         self._ends_step = True
         self._step_tokens = 0
@@ -121,15 +124,14 @@ class TrainingModule(lightning.LightningModule):
             if self.config.optim.skips_parameters:
                 self.meter.costs = survey(self.tuned.base)
         # Where the vision side trains, a step of text gives it zeros and not nothing, on one process as on several:
-        # an optimiser skips a parameter without gradient, but decays and moves one with zeros. Where its weights are
-        # split, all ranks have to run it, or those that do wait.
-        see = self._trains_vision or self.parallel.sharded
+        # an optimiser skips a parameter without gradient, but decays and moves one with zeros.
+        see = self._trains_vision or self.splits_vit
         noise_alpha = self.config.trainer.neftune_alpha or 0.0
         summed, each_K = self.within(token_losses, self.tuned.base, batch, see, noise_alpha, stepping=True)
         loss = summed / max(self._step_tokens, 1)
         self.meter.add(batch, loss.detach())
         self.channel_loss.add(each_K, batch)
-        loss = loss * (accumulate * self.trainer.world_size * (accumulate if self.parallel.averages else 1))
+        loss = loss * (accumulate * self.trainer.world_size * (accumulate if self.parallel.divides_loss else 1))
         # Once a step after the averages over micro-batches and ranks, and no part of the loss that is reported.
         return loss if self.tuned.regularizer is None else loss + self.tuned.regularizer() / self.part.parts
 
@@ -152,6 +154,8 @@ class TrainingModule(lightning.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Notes the step's learning rates; stops the run if a component that should train got no gradient."""
         self.learning_rates = learning_rates(optimizer.param_groups)
+        if self.parallel.average is not None:
+            self.parallel.average([p.grad for p in _with_gradients(optimizer) if p.grad is not None])
         if not self._ends_step:
             # DeepSpeed takes its steps by itself, and is called for each micro-batch.
             return
@@ -199,11 +203,8 @@ class TrainingModule(lightning.LightningModule):
         Raises:
             Skipped: The step's update is to be left out.
         """
-        # The optimiser's own: to walk through all modules takes longer than to clip.
-        trained = (parameter for group in optimizer.param_groups for parameter in group["params"])
-        parameters = [parameter for parameter in trained if parameter.grad is not None]
         limit = self.config.optim.max_grad_norm or math.inf
-        norm = self.parallel.clip(parameters, limit)
+        norm = self.parallel.clip(_with_gradients(optimizer), limit)
         if norm is None:
             return
         norm = norm.to(self.device)
@@ -296,6 +297,11 @@ class TrainingModule(lightning.LightningModule):
     def ranks(self) -> HostGroup:
         """All ranks of the run, for what their hosts tell each other; first asked for by all together."""
         return HostGroup(self.trainer.world_size)
+
+
+def _with_gradients(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """Returns what has a gradient: to walk through all modules for it takes longer than to clip."""
+    return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
 
 
 def _freed_norms(optimizer: torch.optim.Optimizer) -> Mapping[nn.Parameter, Tensor]:

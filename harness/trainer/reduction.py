@@ -36,13 +36,21 @@ class Reduction:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
-        for bucket in _buckets(gradients):
-            flat = torch.cat([gradient.flatten() for gradient in bucket])
-            dist.all_reduce(flat)
-            flat /= dist.get_world_size()
-            sizes = [gradient.numel() for gradient in bucket]
-            for gradient, mean in zip(bucket, flat.split(sizes), strict=True):
-                gradient.copy_(mean.view_as(gradient))
+        average(gradients)
+
+
+def average(gradients: Sequence[Tensor]) -> None:
+    """Averages gradients over the ranks in place, in few sums.
+
+    Args:
+        gradients: Of any shapes and types; on every rank of the same parameters in the same order.
+    """
+    for bucket in _buckets(gradients):
+        flat = torch.cat([gradient.flatten() for gradient in bucket])
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        means = flat.split([gradient.numel() for gradient in bucket])
+        torch._foreach_copy_(bucket, [mean.view_as(own) for mean, own in zip(means, bucket, strict=True)])
 
 
 def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -1,12 +1,14 @@
 """Whole runs with the cache of visual features: the same losses and weights, on one machine's disk or after a break."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from harness.errors import UserError
 from harness.experiment import feature_cache
 from harness.logging.metrics import read
 from harness.trainer.checkpoint import FILE
@@ -111,6 +113,13 @@ def test_a_resumed_run_is_the_run_it_would_have_been(start, tmp_path, lost, free
 def test_where_it_would_be_wrong_it_is_refused(start, capsys, overrides, message):
     _, code = start("a", *overrides)
     assert code == 2 and message in capsys.readouterr().err
+
+
+def test_ranks_that_share_the_weights_of_a_vit_keep_no_features(make_tuned, make_config):
+    config = make_config("memory/strategy=zero3", "trainer.devices=2", "data.vit_cache.mode=always")
+    data = SimpleNamespace(shows_something=True)
+    with pytest.raises(UserError, match="memory/strategy=zero3 splits the ViT, and ranks that find features"):
+        feature_cache.open_feature_cache(config, data, make_tuned(), "32-true", torch.device("cpu"))
 
 
 def test_rows_of_text_alone_are_refused(start, tmp_path, capsys):

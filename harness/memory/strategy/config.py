@@ -18,6 +18,8 @@ class Model(NamedTuple):
 
     whole: Bytes
     trained_values: int
+    trained_bytes: float
+    """Bytes of the weights that train."""
     largest_layer: float
     """Bytes of a decoder layer's weights."""
     outside: float
@@ -31,10 +33,13 @@ class StrategyConfig:
     sharded: ClassVar[bool] = False
     """Whether weights are split over the processes, frozen ones too: a module then runs on all of them or on none,
     and a layer is whole from before its forward pass to behind it."""
-    splits_updates: ClassVar[bool] = False
-    """Whether an optimiser sees parts of matrices, and nobody whole gradients."""
+    keeps_frozen_vit: ClassVar[bool] = False
+    """Whether of split weights those of a frozen ViT are whole on every process, which then runs it on its own."""
     flattens: ClassVar[bool] = False
-    """Whether the weights that an optimiser updates are copies of those that the model runs with."""
+    """Whether the weights that an optimiser updates are copies of those that the model runs with, one behind the other
+    and a part of them on each process."""
+    unsplit: ClassVar[str] = "memory/strategy=ddp"
+    """What to set for whole updates where `splits_updates`."""
     scales_fp16: ClassVar[bool] = True
     """Whether the gradient scaler of fp16 works on what there is of the gradients."""
     shares_sequences: ClassVar[bool] = False
@@ -44,6 +49,11 @@ class StrategyConfig:
     """Whether a run can go on from its checkpoints with another number of processes."""
     saves_parts: ClassVar[bool] = False
     """Whether each process writes its part of a checkpoint, into a folder; else the first one writes a file."""
+
+    @property
+    def splits_updates(self) -> bool:
+        """Says whether an optimiser sees parts of matrices, and nobody whole gradients."""
+        return self.flattens
 
     def backend(self, chosen: str, processes: int, nodes: int) -> str:
         """Returns the backends of the processes' group; called before there is one, or a communicator.

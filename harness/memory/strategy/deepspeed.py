@@ -39,7 +39,6 @@ class DeepspeedConfig(StrategyConfig):
 
     # What is in the file is not known here, so rules hold for the strictest that can be.
     sharded: ClassVar[bool] = True
-    splits_updates: ClassVar[bool] = True
     flattens: ClassVar[bool] = True
     scales_fp16: ClassVar[bool] = False
     reshards: ClassVar[bool] = False

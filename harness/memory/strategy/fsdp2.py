@@ -2,7 +2,8 @@
 
 Sharding as in ZeRO-3 (Rajbhandari et al., arXiv 1910.02054), by torch's `fully_shard`: each parameter is a DTensor,
 split along its first dimension; a decoder layer or a block of the ViT is gathered at once, while the one before it
-computes. Embedding, head, norms and mergers form the outermost group, gathered for the whole step.
+computes. Embedding, head, norms and mergers form the outermost group, gathered for the whole step. Whole on every
+process is what is small: adapters, and a frozen ViT.
 """
 
 from dataclasses import asdict, dataclass
@@ -16,6 +17,8 @@ from harness.registry import register
 if TYPE_CHECKING:
     from harness.memory.strategy.parallel import Parallel, Ranks
 
+_SMALL = 1 / 16
+"""Share of the model's bytes up to which what trains is kept whole."""
 HOST_AND_GPU = "cpu:gloo,cuda:nccl"
 """Backends of a group that sums on both."""
 
@@ -32,9 +35,10 @@ class Fsdp2Config(StrategyConfig):
     """Settings of `fully_shard`, through Lightning's ModelParallelStrategy."""
 
     sharded: ClassVar[bool] = True
-    splits_updates: ClassVar[bool] = True
+    keeps_frozen_vit: ClassVar[bool] = True
     saves_parts: ClassVar[bool] = True
     scales_fp16: ClassVar[bool] = False
+    unsplit: ClassVar[str] = "memory.strategy.replicate_trained=true, or memory/strategy=ddp"
 
     name: str = "fsdp2"
     reshard_after_forward: bool = True
@@ -43,6 +47,10 @@ class Fsdp2Config(StrategyConfig):
     shard_size: int | None = None
     """Processes that share one copy of the model, copies being averaged as in DDP (hybrid_shard): usually those of one
     node. Null: all of them."""
+    replicate_trained: bool | None = None
+    """Keep what trains whole on every process, with its gradients and state, as ddp does: layers have frozen weights
+    alone to split and gather, and gradients are summed once a step. Null: where it is at most a sixteenth of the
+    model's bytes, as most adapters are. Optimisers and tuners that look at whole matrices take true."""
     cpu_offload: bool = False
     """Keep shards of weights, gradients and state in the host's memory, where the optimiser runs too."""
     copy_engines: bool = False
@@ -59,6 +67,11 @@ class Fsdp2Config(StrategyConfig):
         if self.shard_size is not None and self.shard_size < 1:
             raise reject("memory.strategy.shard_size", self.shard_size, "must be 1 or more, or null for all processes")
 
+    @property
+    def splits_updates(self) -> bool:
+        """Says whether it may: with null the model decides, which is known later."""
+        return self.replicate_trained is not True
+
     def held(self, model: Model, processes: int) -> Bytes:
         """Returns a share of everything, and what is gathered: two layers and what is outside of them, or the model.
 
@@ -70,10 +83,24 @@ class Fsdp2Config(StrategyConfig):
         gathered = model.outside + 2 * model.largest_layer if self.reshard_after_forward else whole.weights
         if self.copy_engines:
             gathered += BUFFERS * model.largest_layer
+        kept = Bytes(0, 0, 0)
+        if self.replicates(model.trained_bytes / whole.weights):
+            # Gradients lie one behind the other for their sum.
+            kept = Bytes(model.trained_bytes, whole.gradients * (2 if processes > 1 else 1), whole.state)
+            whole = Bytes(whole.weights - model.trained_bytes, 0, 0)
         if self.cpu_offload:
-            return Bytes(gathered, 0, 0)
+            return kept._replace(weights=kept.weights + gathered)
         gathered = gathered if size > 1 else 0
-        return Bytes(whole.weights / size + gathered, whole.gradients / size, whole.state / size)
+        own = Bytes(whole.weights / size + gathered, whole.gradients / size, whole.state / size)
+        return Bytes(*map(sum, zip(own, kept, strict=True)))
+
+    def replicates(self, trained_share: float) -> bool:
+        """Says whether what trains is whole on every process.
+
+        Args:
+            trained_share: Its bytes over those of the model.
+        """
+        return trained_share <= _SMALL if self.replicate_trained is None else self.replicate_trained
 
     def backend(self, chosen: str, processes: int, nodes: int) -> str:
         """Has NCCL use copy engines where they are asked for, and sums norms of offloaded gradients with gloo."""
@@ -104,6 +131,7 @@ def build(config: Fsdp2Config, ranks: "Ranks") -> "Parallel":
 
     from harness.memory.strategy import fully_shard
     from harness.memory.strategy.parallel import Parallel
+    from harness.trainer.reduction import average
 
     size = config.shard_size
     if size is not None and ranks.world_size % size:
@@ -118,13 +146,16 @@ def build(config: Fsdp2Config, ranks: "Ranks") -> "Parallel":
     )
     settings = {key: value.name if isinstance(value, Enum) else value for key, value in asdict(config).items()}
     del settings["name"]
+    settings["shard_size"] = size or ranks.world_size
+    settings["replicate_trained"] = replicated = config.replicates(ranks.trained_share)
     return Parallel(
         strategy,
-        {"strategy": "fsdp2", "processes": ranks.world_size, **settings, "shard_size": size or ranks.world_size},
+        {"strategy": "fsdp2", "processes": ranks.world_size, **settings},
         sharded=True,
-        shard=partial(fully_shard.shard, config),
+        shard=partial(fully_shard.shard, config, replicated=replicated),
         root=lambda module, stepping: module,
         clip=fully_shard.clip,
+        average=average if replicated and ranks.world_size > 1 else None,
         gradient=fully_shard.gradient,
         gather=fully_shard.gather,
     )

@@ -1,12 +1,13 @@
 """What FSDP2 does to a model: splits it, clips over shards, and puts it together again."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -20,23 +21,29 @@ if TYPE_CHECKING:
     from harness.trainer.module import TrainingModule
 
 
-def shard(config: "Fsdp2Config", module: "TrainingModule") -> None:
+def shard(config: "Fsdp2Config", module: "TrainingModule", *, replicated: bool) -> None:
     """Splits the weights over the processes, in place: layers and blocks one by one, the rest as one group.
 
     Args:
         config: Settings.
         module: On which Lightning has set a mesh.
+        replicated: Leave what trains as it is, equal on all processes.
 
     Raises:
         UserError: The model has parameters that can not be split.
     """
     towers: Any = module.tuned.base.model
-    in_turn = [list(towers.language_model.layers), list(towers.visual.blocks)]
+    in_turn = [list(towers.language_model.layers), list(towers.visual.blocks) if module.splits_vit else []]
     every = list(chain.from_iterable(in_turn))
-    _check(module, every)
+    trained = [p for name, p in module.tuned.model.named_parameters() if replicated and name in module.trainable_names]
+    kept = {*trained, *(() if module.splits_vit else towers.visual.blocks.parameters())}
+    _check(module, every, kept)
     mesh = _mesh(config, module)
+    for parameter in trained:
+        dist.broadcast(parameter.detach(), src=0)
     options: dict[str, Any] = {
         "mesh": mesh,
+        "ignored_params": kept,
         "offload_policy": CPUOffloadPolicy() if config.cpu_offload else OffloadPolicy(),
     }
     param_dtype, reduce_dtype = _dtype(config.param_dtype), _dtype(config.reduce_dtype)
@@ -115,9 +122,11 @@ def _dtype(kind: "ShardType | None") -> torch.dtype | None:
     return None if kind is None else getattr(torch, kind.name)
 
 
-def _check(module: "TrainingModule", blocks: Sequence[nn.Module]) -> None:
+def _check(module: "TrainingModule", blocks: Sequence[nn.Module], kept: Set[nn.Parameter]) -> None:
     shared = _shared(module, blocks)
     for name, parameter in module.tuned.model.named_parameters():
+        if parameter in kept:
+            continue
         reason = None
         # Integers are a quantised base's bits, which nothing casts.
         if parameter.is_floating_point() and parameter.dtype.itemsize == 1:

@@ -23,6 +23,8 @@ class Ranks:
     """Limit on the gradients' global norm; None: none."""
     skips_parameters: bool = False
     """Whether a step may leave trained parameters without gradients."""
+    trained_share: float = 1.0
+    """Bytes of the weights that train over those of all."""
     layer_sizes: tuple[int, ...] = ()
     """Values of each parameter of the largest decoder layer, adapters included."""
     compiled: bool = False
@@ -48,7 +50,9 @@ class Parallel:
         torch.nn.utils.clip_grad_norm_(parameters, limit).detach()
     )
     """Scales gradients down to a global norm and returns what theirs was; None: the step itself does that."""
-    averages: bool = False
+    average: Callable[[list[Tensor]], None] | None = None
+    """Averages gradients over the ranks, in place, before anything reads them; None: the backward pass has done so."""
+    divides_loss: bool = False
     """The strategy divides a loss by the number of micro-batches of a step, as Lightning has done already."""
     norm: Callable[[], float] | None = None
     """Returns the gradients' norm after a step that clipped by itself."""

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 class ZeroConfig(StrategyConfig):
     """Shared fields; a stage extends it by fields only. Defaults are DeepSpeed's, but for the buckets."""
 
-    splits_updates: ClassVar[bool] = True
     saves_parts: ClassVar[bool] = True
     flattens: ClassVar[bool] = True
     scales_fp16: ClassVar[bool] = False
@@ -138,7 +137,7 @@ def build_json(settings: dict[str, Any], ranks: "Ranks") -> "Parallel":
         sharded=stage == 3,
         root=engine.root if stage == 3 else lambda module, stepping: None,
         clip=lambda parameters, limit: None,
-        averages=True,
+        divides_loss=True,
         norm=lambda: engine.norm(strategy),
         gradient=engine.gradient,
         gather=engine.gather,

@@ -112,7 +112,7 @@ def test_a_buffer_in_use_is_not_handed_out(gathering):
 def test_a_plan_counts_the_buffers():
     from harness.memory.strategy.config import Bytes, Model
 
-    model = Model(Bytes(80.0, 10.0, 20.0), 5, 2.0, 10.0)
+    model = Model(Bytes(80.0, 10.0, 20.0), 5, 20.0, 2.0, 10.0)
     plain, with_engines = (Fsdp2Config(copy_engines=chosen).held(model, 4) for chosen in (False, True))
     assert with_engines == plain._replace(weights=plain.weights + BUFFERS * 2.0)
     assert Fsdp2Config(copy_engines=True).held(model, 1) == Fsdp2Config().held(model, 1)

@@ -16,7 +16,50 @@ from tests.memory.strategy.conftest import TUNERS
 @pytest.mark.parametrize("tuner", ["lora", "dora", "full"])
 def test_two_processes_train_as_one(check, tuner):
     folder = check("fsdp2", tuner)
-    assert json.loads((folder.path / "strategy.json").read_text())["shard_size"] == 2
+    settings = json.loads((folder.path / "strategy.json").read_text())
+    assert settings["shard_size"] == 2 and settings["replicate_trained"] is (tuner != "full")
+
+
+@pytest.mark.slow
+def test_what_trains_is_split_or_whole_to_the_same_curve(group, figures):
+    short = ("trainer.max_steps=4", "optim.schedule.name=constant")
+    cases = {
+        "split": TUNERS["dora"],
+        # The merger's copy is in no block.
+        "beside": (*TUNERS["lora"], "freeze=vit", "tuner.modules_to_save=[visual.merger]"),
+        "aligner": ("tuner=full", "freeze=llm_vit"),
+        # These look at whole matrices, or leave some without a gradient.
+        "muon": (*TUNERS["lora"], "optim=muon"),
+        "adafactor": (*TUNERS["lora"], "optim=adafactor"),
+        "galore": ("tuner=full", "optim.rank=4", "optim=galore"),
+        "lisa": ("tuner=full", "optim.activated_layers=1", "optim.step_interval=2", "optim=lisa"),
+    }
+    spread = ("memory/strategy=fsdp2", "trainer.batch_size=1", "trainer.accumulate=2")
+    group.together(1, {f"{name}_one": (*own, *short) for name, own in cases.items()}, resume=False)
+    two = {
+        f"{name}_{whole}": (*own, *short, *spread, f"memory.strategy.replicate_trained={whole}")
+        for name, own in cases.items()
+        for whole in ("true", "false")
+        if whole == "true" or not own[-1].startswith("optim=")
+    }
+    group.together(2, two, resume=False)
+    for name in two:
+        one = group.done[f"{name.split('_')[0]}_one"]
+        for key in ("train/loss", "train/grad_norm", "val/loss"):
+            expected = figures(one.metrics, key)
+            assert figures(group.done[name].metrics, key) == pytest.approx(expected, abs=1e-3, rel=1e-4), (name, key)
+
+
+@pytest.mark.slow
+def test_a_frozen_vit_runs_on_each_process_alone_and_its_features_are_kept(group, one_process, figures):
+    cached = ("data.vit_cache.mode=always", f"data.vit_cache.folder={group.home / 'features'}")
+    group.together(2, {"fsdp2_cached": (*TUNERS["lora"], "memory/strategy=fsdp2", *cached)}, resume=False)
+    one, two = one_process["lora"], group.done["fsdp2_cached"]
+    for key in ("train/loss", "val/loss"):
+        expected = figures(one.metrics, key)
+        assert figures(two.metrics, key) == pytest.approx(expected, abs=1e-4) and len(expected) > 1
+    # Six steps are an epoch.
+    assert two.read_summary()["vit_cache"]["hit_rate"] > 0.5
 
 
 @pytest.mark.slow
@@ -97,7 +140,7 @@ def test_methods_that_can_not_be_split_are_refused(make_tuned, make_config, meth
     choice = ("tuner=peft", f"tuner.method={method}")
     module = TrainingModule(make_tuned(*choice), make_config(*choice), 1)
     with pytest.raises(UserError, match=message):
-        fully_shard.shard(Fsdp2Config(), module)
+        fully_shard.shard(Fsdp2Config(), module, replicated=False)
 
 
 @pytest.mark.slow
@@ -167,6 +210,24 @@ def test_a_tuner_that_reads_gradients_is_refused(make_config, strategy):
     message = f"memory/strategy={strategy}: leaves no whole gradients, which tuner=adalora reads"
     with pytest.raises(UserError, match=message):
         make_config("tuner=adalora", f"memory/strategy={strategy}")
+
+
+@pytest.mark.parametrize("choice", [["tuner=adalora"], ["optim=adamw_8bit"], ["tuner=adalora", "optim=adafactor"]])
+def test_what_looks_at_whole_matrices_takes_whole_ones(make_config, choice):
+    with pytest.raises(UserError, match=r"use .*memory\.strategy\.replicate_trained=true, or memory/strategy=ddp"):
+        make_config(*choice, "memory/strategy=fsdp2")
+    make_config(*choice, "memory/strategy=fsdp2", "memory.strategy.replicate_trained=true")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "share", "expected"),
+    [(None, 1 / 16, True), (None, 0.07, False), (True, 1.0, True), (False, 0.001, False)],
+)
+def test_small_adapters_are_whole_unless_something_else_is_asked_for(chosen, share, expected):
+    parallel = build(Fsdp2Config(replicate_trained=chosen), Ranks(world_size=2, trained_share=share))
+    assert parallel.settings["replicate_trained"] is expected
+    assert (parallel.average is not None) is expected
+    assert build(Fsdp2Config(replicate_trained=True), Ranks(world_size=1)).average is None
 
 
 def test_fsdp_is_another_name(make_config):

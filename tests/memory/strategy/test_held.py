@@ -14,7 +14,7 @@ from harness.memory.strategy.zero3 import Zero3Config
 
 GB, VALUES = 1e9, 7_500_000_000
 # Trained in float32 by Adam: 4 bytes a weight and a gradient, 8 of state.
-PAPER = Model(Bytes(4 * VALUES, 4 * VALUES, 8 * VALUES), VALUES, largest_layer=0, outside=0)
+PAPER = Model(Bytes(4 * VALUES, 4 * VALUES, 8 * VALUES), VALUES, 4 * VALUES, largest_layer=0, outside=0)
 
 
 @pytest.mark.parametrize(("stage", "gigabytes"), [(Zero1Config, 31.4), (Zero2Config, 16.6), (Zero3Config, 1.9)])
@@ -39,6 +39,17 @@ def test_fsdp2_splits_all_and_gathers_two_layers():
     assert Fsdp2Config().held(model, 1) == whole
     assert Fsdp2Config(reshard_after_forward=False).held(model, 8).weights == whole.weights * 9 / 8
     assert Fsdp2Config(shard_size=2).held(model, 8).state == whole.state / 2
+
+
+def test_fsdp2_has_small_adapters_whole():
+    """A hundredth of the weights trains, and its gradients are there twice while they are summed."""
+    model = Model(Bytes(1000.0, 10.0, 20.0), 2, trained_bytes=10.0, largest_layer=80.0, outside=40.0)
+    assert Fsdp2Config().held(model, 4) == (990 / 4 + 10 + 200, 20, 20)
+    assert Fsdp2Config().held(model, 1) == model.whole
+    assert Fsdp2Config(cpu_offload=True).held(model, 4) == (10 + 200, 20, 20)
+    split = Fsdp2Config(replicate_trained=False).held(model, 4)
+    assert split == (1000 / 4 + 200, 10 / 4, 20 / 4)
+    assert Fsdp2Config().held(model._replace(trained_bytes=100.0), 4) == split
 
 
 def test_ddp_has_all_of_it_and_gradients_twice():
