@@ -9,7 +9,8 @@
 Every line is a `python -m harness` of its own (multi_gpu.yaml). On one GPU a step has as many micro-batches as there
 are GPUs, or one that they share, so that rows, global batch and losses are the same. The run of one GPU is done on
 every GPU at once, for cards differ. Efficiency is their average time for a step over that of all GPUs times their
-number. Results are kept in docs/results/multi_gpu_<card>.json; what is run with overrides behind `--` is shown and not
+number; runs of one call are on one machine, and keep what that had. Results are kept in
+docs/results/multi_gpu_<card>.json; what is run with overrides behind `--` is shown and not
 kept.
 """
 
@@ -181,11 +182,17 @@ def main() -> None:
         print("\n".join(f"{run.key}:\n    {shlex.join(['python', '-m', 'harness', *run.overrides()])}" for run in runs))
     else:
         began = time.monotonic()
+        ones: dict[str, Entry] = {}
         for run in runs:
             if time.monotonic() - began > args.limit_s:
                 print(f"not begun: {run.key}", flush=True)
                 continue
-            made = measure_on_each(run, more, args.out) if run.is_single else measure(run, more, args.out, {})
+            if run.is_single:
+                made = measure_on_each(run, more, args.out)
+                if "tokens_per_s" in made:
+                    ones[run.load] = {"one": {key: made[key] for key in ("tokens_per_s", "step_time_s", "losses")}}
+            else:
+                made = measure(run, more, args.out, {}) | ones.get(run.load, {})
             if not more:
                 keep(made, args.results, "multi_gpu")
 

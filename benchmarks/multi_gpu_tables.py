@@ -9,9 +9,11 @@ from tables import card, failure, fill, markdown, read_json
 Entry = dict[str, Any]
 ONE = "compiled"
 """What a run of one process is called in the results."""
+ELSEWHERE = " *"
+"""Behind the speed of one GPU on another machine, or of another state of the code."""
 HEADER = (
-    *("load", "memory/strategy", "GPUs", "tokens/s a GPU", "efficiency", "calculated", "collectives, ms a step"),
-    *("peak GiB", "largest difference of the loss"),
+    *("load", "memory/strategy", "GPUs", "tokens/s a GPU", "of one GPU", "efficiency", "calculated"),
+    *("collectives, ms a step", "peak GiB", "largest difference of the loss"),
 )
 
 
@@ -72,7 +74,7 @@ def row(entry: Entry, found: dict[str, Entry]) -> list[str]:
     memory = entry["peak_allocated_gib"]
     shown = "" if memory is None else f"{memory:.1f}"
     if single:
-        return [*head, f"{entry['tokens_per_s']:,.0f}", "", "", "", shown, ""]
+        return [*head, f"{entry['tokens_per_s']:,.0f}", *[""] * 4, shown, ""]
     each = entry["tokens_per_s"] / entry["gpus"]
     talked = entry["communication_ms"]
     speed = [f"{each:,.0f}", *_efficiency(entry, found), "" if talked is None else f"{talked:.1f}", shown]
@@ -80,29 +82,34 @@ def row(entry: Entry, found: dict[str, Entry]) -> list[str]:
 
 
 def _reference(entry: Entry, found: dict[str, Entry]) -> Entry | None:
+    """Returns what is known of the one process that an entry is held against: of its machine where it has that."""
+    if "one" in entry:
+        return entry["one"]
     other = found.get(f"{entry['load']} {ONE} {entry['gpus']}")
     return other if other is not None and "tokens_per_s" in other else None
 
 
 def _efficiency(entry: Entry, found: dict[str, Entry]) -> list[str]:
-    """Returns the measured efficiency and the one that `scaling.py` calculates from the single GPU's step.
+    """Returns one GPU's speed, and the efficiency, measured and as `scaling.py` calculates it from one GPU's step.
 
     Steps have the same rows on one GPU as on all, so that medians of their seconds can be compared.
     """
     one = _reference(entry, found)
     if one is None:
-        return ["", ""]
-    compute = one["step_time_s"] / one["gpus"]
+        return ["", "", ""]
+    elsewhere = "" if "one" in entry else ELSEWHERE
+    speed = f"{one['tokens_per_s']:,.0f}{elsewhere}"
+    compute = one["step_time_s"] / entry["gpus"]
     layers = 28 if entry["load"].startswith("2b") else 36
-    sizes = (one["total_parameters"], one["trainable_parameters"], layers)
+    sizes = (entry["total_parameters"], entry["trainable_parameters"], layers)
     load = Load(entry["load"], *sizes, compute, 0.0, 0.0, 0.0, 0.0, 0.0)
     # What ZeRO-3 sends is what FSDP2 does, however that gathers. Nothing else is calculated: host, or between layers.
     strategy = {"zero3": "fsdp2", "fsdp2_copy_engines": "fsdp2"}.get(entry["way"], entry["way"])
     measured = f"{100 * compute / entry['step_time_s']:.1f} %"
     if "offload" in strategy or strategy == "ulysses":
-        return [measured, ""]
+        return [speed, measured, ""]
     shown = seconds(talk(strategy, load, entry["gpus"]), load, entry["gpus"], entry["sends"])[1]
-    return [measured, f"{100 * compute / (compute + shown):.1f} %"]
+    return [speed, measured, f"{100 * compute / (compute + shown):.1f} %"]
 
 
 def _difference(entry: Entry, found: dict[str, Entry]) -> str:

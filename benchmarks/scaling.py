@@ -11,7 +11,8 @@ micro-batch like that one:
     step       compute + exposed,  efficiency = compute / step
 
 T trained values go as float32 gradients (4 T); P values of the model are gathered in bfloat16 (2 P), once for the
-forward and once for the backward pass. `hybrid` splits within a node of 8 and adds gradients up between nodes.
+forward and once for the backward pass. `hybrid` splits within a node of 8 and adds gradients up between nodes. Under
+fsdp2 adapters are whole everywhere, and their gradients are summed as under ddp.
 """
 
 import math
@@ -21,6 +22,8 @@ from typing import Any
 
 from process import ROOT
 from tables import fill, markdown, read_json
+
+from harness.memory.strategy.fsdp2 import Fsdp2Config
 
 NODE = 8
 """GPUs that NVLink joins."""
@@ -95,11 +98,18 @@ def talk(strategy: str, load: Load, ranks: int) -> Talk:
         sent = 2 * ring(gradients, ranks)
         buckets = max(1, math.ceil(gradients / 25e6))
         return _placed(sent, ranks, buckets, BACKWARD)
+    if _replicates(load):
+        # All-reduced, not reduce-scattered.
+        gathers += gradients
     if strategy == "fsdp2":
         return _placed(ring(gathers + gradients, ranks), ranks, 3 * load.layers, WHOLE)
     nodes = max(1, ranks // NODE)
     within = ring(gathers + gradients, min(ranks, NODE))
     return Talk(within, 2 * ring(gradients / NODE, nodes) if nodes > 1 else 0.0, 4 * load.layers, WHOLE)
+
+
+def _replicates(load: Load) -> bool:
+    return Fsdp2Config().replicates(4 * load.trained / (2 * load.parameters + 2 * load.trained))
 
 
 def _placed(sent: float, ranks: int, collectives: int, overlap: float) -> Talk:
@@ -117,11 +127,15 @@ def memory_gib(strategy: str, load: Load, ranks: int) -> float:
     weights, gradients, state = load.weights_gib, load.gradients_gib, load.state_gib
     split = min(ranks, NODE) if strategy == "hybrid" else ranks
     layer = load.weights_gib / load.layers
+    kept = 0.0
+    if strategy in ("fsdp2", "hybrid") and _replicates(load):
+        kept = 4 * load.trained / GIB + 2 * gradients + state
+        weights, gradients, state = weights - 4 * load.trained / GIB, 0.0, 0.0
     held = {
         "ddp": weights + gradients + state,
         "zero1": weights + gradients + state / ranks,
         "zero2": weights + (gradients + state) / ranks,
-    }.get(strategy, (weights + gradients + state) / split + 2 * layer)
+    }.get(strategy, (weights + gradients + state) / split + 2 * layer + kept)
     return held + load.rest_gib
 
 

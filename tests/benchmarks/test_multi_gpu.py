@@ -28,7 +28,19 @@ def test_shared_sequences_show_their_measured_efficiency_alone():
     entries = [{**entry, "total_parameters": 10, "trainable_parameters": 1} for entry in (one, both)]
     row = multi_gpu.render.__globals__["row"]
     cells = row(entries[1], {entry["key"]: entry for entry in entries})
-    assert cells[3:6] == ["90", "90.0 %", ""]
+    assert cells[3:7] == ["90", "100 *", "90.0 %", ""]
+
+
+def test_a_row_is_held_against_one_gpu_of_its_own_machine_where_it_has_one():
+    row = multi_gpu.render.__globals__["row"]
+    one = {"key": "long compiled 2", "load": "long", "gpus": 2, "way": "compiled", "status": "completed"}
+    one |= {"tokens_per_s": 100.0, "step_time_s": 1.0, "losses": [1.0], "peak_allocated_gib": 9.0}
+    sizes = {"total_parameters": 10, "trainable_parameters": 1, "communication_ms": 2.0}
+    both = {**one, **sizes, "way": "ulysses", "tokens_per_s": 180.0, "step_time_s": 0.5}
+    slower = {"tokens_per_s": 80.0, "step_time_s": 0.8, "losses": [1.5]}
+    assert row(both, {one["key"]: one})[4:6] == ["100 *", "100.0 %"]
+    cells = row({**both, "one": slower}, {one["key"]: one})
+    assert cells[4:6] == ["80", "80.0 %"] and cells[-1] == "0.5000"
 
 
 def test_what_is_calculated_takes_the_measured_rate_of_as_many_gpus():

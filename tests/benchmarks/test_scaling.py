@@ -34,6 +34,14 @@ def test_memory_by_strategy():
     assert held == {"ddp": 60, "zero1": 32, "zero2": 18, "fsdp2": pytest.approx(56 / 8 + 16 / 36 + 4)}
 
 
+def test_fsdp2_keeps_adapters_whole():
+    lora = dataclasses.replace(LOAD, trained=10_000_000, gradients_gib=0.04, state_gib=0.08)
+    small = 4 * 10_000_000 / scaling.GIB
+    expected = (8 - small) / 8 + 16 / 36 + small + 2 * 0.04 + 0.08 + 4
+    assert scaling.memory_gib("fsdp2", lora, 8) == pytest.approx(expected)
+    assert scaling.talk("fsdp2", lora, 8).inside == (4 * lora.parameters + 2 * 4 * lora.trained) * 7 / 8
+
+
 def test_the_page_is_what_the_results_give(tmp_path):
     page = Path(__file__).parents[2] / "docs" / "scaling.md"
     (tmp_path / "scaling.md").write_text(page.read_text())
