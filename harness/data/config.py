@@ -199,7 +199,7 @@ class DataConfig:
     prefetch: int = 2
     """Batches that each of the workers makes ahead; more evens out images that are slow to decode, and takes memory."""
     index_workers: int | None = None
-    """Processes that tokenise rows and read image headers before training; null takes one per CPU core."""
+    """Processes that tokenise rows and read image headers before training; null takes one per usable core."""
     cache_dir: str | None = "outputs/cache"
     """Folder that keeps tokenised rows, downloads and compiled kernels for the next run; null keeps nothing."""
     channels: list[str] = field(default_factory=list)

@@ -1,6 +1,5 @@
 """Decodes images and videos whole: damage in the middle of a file does not show in its header."""
 
-import os
 import pickle
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.cores import usable
 from harness.data.account import LISTED
 from harness.data.index.progress import progress
 from harness.data.media.video_sampling import VideoSampling
@@ -45,7 +45,7 @@ def measure(split: Split, *, everything: bool, workers: int | None, seed: int) -
         tasks[row].append(place)
     work = [(row, tuple(places)) for row, places in tasks.items()]
     sampling = split.samples.encoder.text.sampling
-    broken = _decode_all(split.name, split.rows, sampling, work, len(chosen), workers or os.cpu_count() or 1)
+    broken = _decode_all(split.name, split.rows, sampling, work, len(chosen), workers or usable())
     reasons: defaultdict[str, list[str]] = defaultdict(list)
     for reason, message in broken:
         reasons[reason].append(message)

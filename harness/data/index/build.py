@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 
+from harness.cores import usable
 from harness.data.index import store
 from harness.data.index.progress import progress
 from harness.data.index.store import Store
@@ -86,7 +87,7 @@ def _build(rows: Rows, encoder: TextEncoder, folder: Path, *, what: str, workers
     chunks = [partial / f"{part.start:012d}" for part in numbers]
     missing = [(part, chunk) for part, chunk in zip(numbers, chunks, strict=True) if not chunk.is_dir()]
     with progress(f"{what}: tokenising", len(rows), len(rows) - CHUNK * len(missing)) as advance:
-        _run(rows, encoder, missing, workers or os.cpu_count() or 1, stop, lambda: advance(CHUNK))
+        _run(rows, encoder, missing, workers or usable(), stop, lambda: advance(CHUNK))
     whole = folder.with_suffix(".whole")
     shutil.rmtree(whole, ignore_errors=True)
     whole.mkdir()
