@@ -81,4 +81,6 @@ def build(config: ScheduleFreeConfig, groups: list[dict[str, Any]]) -> "AdamWSch
             raise reject("tuner.dtype", dtype, remedy)
     optimizer = AdamWScheduleFree(groups, betas=(config.beta1, config.beta2), eps=config.eps)
     optimizer.train()
+    # It has left an empty state for each parameter, which torch.distributed.checkpoint takes for one to load into.
+    optimizer.state.clear()
     return optimizer

@@ -49,11 +49,15 @@ def build(config: SgdConfig, groups: list[dict[str, Any]]) -> "SGD":
         config: Settings; rates and decay are in the groups.
         groups: What `parameter_groups` returned.
     """
+    from torch.distributed.tensor import DTensor
     from torch.optim import SGD
 
     from harness.optim.adamw import choose_kernel
 
-    kernel = choose_kernel(parameter for group in groups for _, parameter in group["params"])
+    parameters = [parameter for group in groups for _, parameter in group["params"]]
+    # Torch's fused kernel takes no part of a parameter, other than AdamW's.
+    is_split = any(isinstance(parameter, DTensor) for parameter in parameters)
+    kernel = {"foreach": True} if is_split else choose_kernel(parameters)
     optimizer = SGD(groups, momentum=config.momentum, nesterov=config.nesterov, **kernel)
     # As for AdamW: the fused kernel must not take over fp16's unscaling.
     optimizer._step_supports_amp_scaling = False

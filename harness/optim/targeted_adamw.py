@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from harness.optim.adam_kernel import State, adamw_, init_moments
 from harness.optim.projected import ProjectedConfig
 from harness.optim.projected_target import choose_targets
+from harness.optim.restored import restored
 
 Rule = Callable[[str, nn.Parameter, State, dict[str, Any]], None]
 """Updates one target with a gradient in place: takes its name, the target, its state and its group."""
@@ -64,11 +65,8 @@ class TargetedAdamW(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes a saved state as it was saved: torch alone would cast all of it to the dtype of the parameters."""
         super().load_state_dict(state_dict)
-        saved = [number for group in state_dict["param_groups"] for number in group["params"]]
-        own = [parameter for group in self.param_groups for parameter in group["params"]]
-        for number, parameter in zip(saved, own, strict=True):
-            if number in state_dict["state"]:
-                self.state[parameter] = _copied(state_dict["state"][number], parameter.device)
+        for parameter, stored in restored(self, state_dict):
+            self.state[parameter] = _copied(stored, parameter.device)
 
     def _step_others(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
         if not parameters:
