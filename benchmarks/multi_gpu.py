@@ -189,7 +189,7 @@ def main() -> None:
                 continue
             if run.is_single:
                 made = measure_on_each(run, more, args.out)
-                if "tokens_per_s" in made:
+                if made["status"] == "completed" and "tokens_per_s" in made:
                     ones[run.load] = {"one": {key: made[key] for key in ("tokens_per_s", "step_time_s", "losses")}}
             else:
                 made = measure(run, more, args.out, {}) | ones.get(run.load, {})

@@ -103,8 +103,8 @@ def _efficiency(entry: Entry, found: dict[str, Entry]) -> list[str]:
     layers = 28 if entry["load"].startswith("2b") else 36
     sizes = (entry["total_parameters"], entry["trainable_parameters"], layers)
     load = Load(entry["load"], *sizes, compute, 0.0, 0.0, 0.0, 0.0, 0.0)
-    # What ZeRO-3 sends is what FSDP2 does, however that gathers. Nothing else is calculated: host, or between layers.
-    strategy = {"zero3": "fsdp2", "fsdp2_copy_engines": "fsdp2"}.get(entry["way"], entry["way"])
+    # However it gathers. Nothing else is calculated: host, or between layers.
+    strategy = entry["way"].removesuffix("_copy_engines")
     measured = f"{100 * compute / entry['step_time_s']:.1f} %"
     if "offload" in strategy or strategy == "ulysses":
         return [speed, measured, ""]

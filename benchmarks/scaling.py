@@ -7,16 +7,16 @@ micro-batch like that one:
 
     sent       bytes that a GPU sends: ring collectives move (N - 1) / N of a tensor, an all-reduce twice
     talk       sent / bandwidth + collectives x log2 N x latency
-    exposed    max(0, talk - overlap x compute)
+    exposed    max(0, talk - overlap x compute), and all of what is sent behind the backward pass
     step       compute + exposed,  efficiency = compute / step
 
 T trained values go as float32 gradients (4 T); P values of the model are gathered in bfloat16 (2 P), once for the
 forward and once for the backward pass. `hybrid` splits within a node of 8 and adds gradients up between nodes. Under
-fsdp2 adapters are whole everywhere, and their gradients are summed as under ddp.
+fsdp2 adapters are whole everywhere, and their gradients are summed behind the backward pass.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from process import ROOT
 from tables import fill, markdown, read_json
 
 from harness.memory.strategy.fsdp2 import Fsdp2Config
+from harness.trainer.reduction import BUCKET
 
 NODE = 8
 """GPUs that NVLink joins."""
@@ -66,6 +67,8 @@ class Talk:
     """Bytes between nodes."""
     collectives: int = 0
     overlap: float = BACKWARD
+    behind: float = 0.0
+    """Bytes that go when nothing computes any more."""
 
 
 def load_of(entry: Entry) -> Load:
@@ -98,18 +101,19 @@ def talk(strategy: str, load: Load, ranks: int) -> Talk:
         sent = 2 * ring(gradients, ranks)
         buckets = max(1, math.ceil(gradients / 25e6))
         return _placed(sent, ranks, buckets, BACKWARD)
-    if _replicates(load):
-        # All-reduced, not reduce-scattered.
-        gathers += gradients
-    if strategy == "fsdp2":
-        return _placed(ring(gathers + gradients, ranks), ranks, 3 * load.layers, WHOLE)
+    whole = _keeps_adapters(strategy, load)
+    reduced, behind = (0.0, 2 * ring(gradients, ranks)) if whole else (gradients, 0.0)
+    collectives = (2 if whole else 3) * load.layers
+    if strategy in ("fsdp2", "zero3"):
+        return replace(_placed(ring(gathers + reduced, ranks), ranks, collectives, WHOLE), behind=behind)
     nodes = max(1, ranks // NODE)
-    within = ring(gathers + gradients, min(ranks, NODE))
-    return Talk(within, 2 * ring(gradients / NODE, nodes) if nodes > 1 else 0.0, 4 * load.layers, WHOLE)
+    within, between = ring(gathers + reduced, min(ranks, NODE)), 2 * ring(reduced / NODE, nodes)
+    return Talk(within, between, collectives + (0 if whole else load.layers), WHOLE, behind)
 
 
-def _replicates(load: Load) -> bool:
-    return Fsdp2Config().replicates(4 * load.trained / (2 * load.parameters + 2 * load.trained))
+def _keeps_adapters(strategy: str, load: Load) -> bool:
+    share = 4 * load.trained / (2 * load.parameters + 2 * load.trained)
+    return strategy in ("fsdp2", "hybrid") and Fsdp2Config().replicates(share)
 
 
 def _placed(sent: float, ranks: int, collectives: int, overlap: float) -> Talk:
@@ -118,8 +122,9 @@ def _placed(sent: float, ranks: int, collectives: int, overlap: float) -> Talk:
 
 def seconds(said: Talk, load: Load, ranks: int, inside: float = INSIDE) -> tuple[float, float]:
     """Returns how long the talk takes and how much of it shows; `inside`: bytes a GPU sends in a second in a node."""
-    whole = said.inside / inside + said.between / BETWEEN + said.collectives * math.log2(ranks) * LATENCY_S
-    return whole, max(0.0, whole - said.overlap * load.compute_s)
+    beside = said.inside / inside + said.between / BETWEEN + said.collectives * math.log2(ranks) * LATENCY_S
+    behind = said.behind / (inside if ranks <= NODE else BETWEEN)
+    return beside + behind, behind + max(0.0, beside - said.overlap * load.compute_s)
 
 
 def memory_gib(strategy: str, load: Load, ranks: int) -> float:
@@ -128,9 +133,10 @@ def memory_gib(strategy: str, load: Load, ranks: int) -> float:
     split = min(ranks, NODE) if strategy == "hybrid" else ranks
     layer = load.weights_gib / load.layers
     kept = 0.0
-    if strategy in ("fsdp2", "hybrid") and _replicates(load):
-        kept = 4 * load.trained / GIB + 2 * gradients + state
-        weights, gradients, state = weights - 4 * load.trained / GIB, 0.0, 0.0
+    if _keeps_adapters(strategy, load):
+        adapters = 4 * load.trained / GIB
+        kept = adapters + gradients + min(gradients, 4 * BUCKET / GIB) + state
+        weights, gradients, state = weights - adapters, 0.0, 0.0
     held = {
         "ddp": weights + gradients + state,
         "zero1": weights + gradients + state / ranks,
@@ -164,7 +170,7 @@ def table(load: Load) -> str:
                     str(ranks),
                     "fsdp2, shard_size 8" if strategy == "hybrid" else strategy,
                     f"{memory_gib(strategy, load, ranks):.1f}",
-                    f"{(said.inside + said.between) / GIB:.2f}",
+                    f"{(said.inside + said.between + said.behind) / GIB:.2f}",
                     f"{1e3 * whole:,.0f}",
                     f"{1e3 * shown:,.0f}",
                     f"{100 * efficiency:.0f} %",

@@ -128,8 +128,8 @@ def fixed(
     total, layers = _bytes(model), [_bytes(layer) for layer in base.model.language_model.layers]
     whole = Bytes(total - saved, needs.gradients, needs.state)
     largest = (1 - saved / total) * max(layers)
-    values = sum(p.numel() for _, p in trained)
-    split = Model(whole, values, trained_share(model) * total, largest, total - sum(layers))
+    values, trained_bytes = sum(p.numel() for _, p in trained), sum(p.nbytes for _, p in trained)
+    split = Model(whole, values, trained_bytes, largest, total - sum(layers))
     weights, gradients, state = map(int, strategy.held(split, processes))
     return Fixed(weights, gradients, state, _images(base, extent), head, backward, int(needs.update))
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
+from itertools import chain
 from typing import Any, NamedTuple
 
 import lightning
@@ -152,10 +153,14 @@ class TrainingModule(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Notes the step's learning rates; stops the run if a component that should train got no gradient."""
+        """Notes the step's learning rates, averages gradients where the backward pass has not, and looks at the first.
+
+        Raises:
+            UserError: A component that should train got no gradient.
+        """
         self.learning_rates = learning_rates(optimizer.param_groups)
         if self.parallel.average is not None:
-            self.parallel.average([p.grad for p in _with_gradients(optimizer) if p.grad is not None])
+            self.parallel.average([p.grad for p in _trained(optimizer) if p.grad is not None])
         if not self._ends_step:
             # DeepSpeed takes its steps by itself, and is called for each micro-batch.
             return
@@ -204,7 +209,7 @@ class TrainingModule(lightning.LightningModule):
             Skipped: The step's update is to be left out.
         """
         limit = self.config.optim.max_grad_norm or math.inf
-        norm = self.parallel.clip(_with_gradients(optimizer), limit)
+        norm = self.parallel.clip([p for p in _trained(optimizer) if p.grad is not None], limit)
         if norm is None:
             return
         norm = norm.to(self.device)
@@ -299,9 +304,9 @@ class TrainingModule(lightning.LightningModule):
         return HostGroup(self.trainer.world_size)
 
 
-def _with_gradients(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """Returns what has a gradient: to walk through all modules for it takes longer than to clip."""
-    return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+def _trained(optimizer: torch.optim.Optimizer) -> Iterator[nn.Parameter]:
+    """Yields the optimiser's own parameters: to walk through all modules takes longer than to clip."""
+    return chain.from_iterable(group["params"] for group in optimizer.param_groups)
 
 
 def _freed_norms(optimizer: torch.optim.Optimizer) -> Mapping[nn.Parameter, Tensor]:

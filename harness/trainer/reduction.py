@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from harness.trainer.host_group import HostGroup
 
-_BUCKET = 2**24
+BUCKET = 2**24
 """Values that are sent at a time: a copy of so many is there for a moment."""
 
 
@@ -57,7 +57,7 @@ def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """Yields gradients of one type in groups; the first of a group may by itself be larger than a bucket."""
     bucket: list[Tensor] = []
     for gradient in gradients:
-        full = sum(g.numel() for g in bucket) + gradient.numel() > _BUCKET
+        full = sum(g.numel() for g in bucket) + gradient.numel() > BUCKET
         if bucket and (full or gradient.dtype != bucket[0].dtype):
             yield bucket
             bucket = []

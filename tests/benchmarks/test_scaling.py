@@ -39,7 +39,12 @@ def test_fsdp2_keeps_adapters_whole():
     small = 4 * 10_000_000 / scaling.GIB
     expected = (8 - small) / 8 + 16 / 36 + small + 2 * 0.04 + 0.08 + 4
     assert scaling.memory_gib("fsdp2", lora, 8) == pytest.approx(expected)
-    assert scaling.talk("fsdp2", lora, 8).inside == (4 * lora.parameters + 2 * 4 * lora.trained) * 7 / 8
+    said, split = scaling.talk("fsdp2", lora, 8), scaling.talk("zero3", lora, 8)
+    assert said.inside == 4 * lora.parameters * 7 / 8 and said.behind == 2 * 4 * lora.trained * 7 / 8
+    assert split.inside == said.inside + said.behind / 2 and split.behind == 0
+    # All of what goes behind the backward pass shows.
+    slow = dataclasses.replace(lora, compute_s=100.0)
+    assert scaling.seconds(said, slow, 8)[1] == said.behind / scaling.INSIDE
 
 
 def test_the_page_is_what_the_results_give(tmp_path):

@@ -78,16 +78,18 @@ class Fsdp2Config(StrategyConfig):
         With `cpu_offload` only what is gathered is on the GPU.
         """
         from harness.memory.strategy.copy_engines import BUFFERS
+        from harness.trainer.reduction import BUCKET
 
         size, whole = self.shard_size or processes, model.whole
         gathered = model.outside + 2 * model.largest_layer if self.reshard_after_forward else whole.weights
         if self.copy_engines:
             gathered += BUFFERS * model.largest_layer
-        kept = Bytes(0, 0, 0)
-        if self.replicates(model.trained_bytes / whole.weights):
-            # Gradients lie one behind the other for their sum.
-            kept = Bytes(model.trained_bytes, whole.gradients * (2 if processes > 1 else 1), whole.state)
+        kept, share = Bytes(0, 0, 0), model.trained_bytes / whole.weights
+        if self.replicates(share):
+            sent = min(whole.gradients, 4 * BUCKET) if processes > 1 else 0
+            kept = Bytes(model.trained_bytes, whole.gradients + sent, whole.state)
             whole = Bytes(whole.weights - model.trained_bytes, 0, 0)
+            gathered *= 1 - share
         if self.cpu_offload:
             return kept._replace(weights=kept.weights + gathered)
         gathered = gathered if size > 1 else 0
@@ -123,7 +125,7 @@ def build(config: Fsdp2Config, ranks: "Ranks") -> "Parallel":
         ranks: Of the run.
 
     Raises:
-        UserError: The processes can not be put into groups of `shard_size`.
+        UserError: The processes can not be put into groups of `shard_size`, or nothing is reduced in `reduce_dtype`.
     """
     from functools import partial
 
@@ -148,6 +150,11 @@ def build(config: Fsdp2Config, ranks: "Ranks") -> "Parallel":
     del settings["name"]
     settings["shard_size"] = size or ranks.world_size
     settings["replicate_trained"] = replicated = config.replicates(ranks.trained_share)
+    if replicated and config.reduce_dtype is not None:
+        remedy = (
+            "what trains is whole on every process, and averaged as it is; set memory.strategy.replicate_trained=false"
+        )
+        raise reject("memory.strategy.reduce_dtype", config.reduce_dtype.name, remedy)
     return Parallel(
         strategy,
         {"strategy": "fsdp2", "processes": ranks.world_size, **settings},

@@ -37,9 +37,12 @@ def shard(config: "Fsdp2Config", module: "TrainingModule", *, replicated: bool) 
     every = list(chain.from_iterable(in_turn))
     trained = [p for name, p in module.tuned.model.named_parameters() if replicated and name in module.trainable_names]
     kept = {*trained, *(() if module.splits_vit else towers.visual.blocks.parameters())}
+    if kept.issuperset(module.parameters()):
+        raise reject("memory.strategy.replicate_trained", "true", "leaves nothing to split; use memory/strategy=ddp")
     _check(module, every, kept)
     mesh = _mesh(config, module)
     for parameter in trained:
+        parameter.data = parameter.data.to(mesh.device_type)
         dist.broadcast(parameter.detach(), src=0)
     options: dict[str, Any] = {
         "mesh": mesh,

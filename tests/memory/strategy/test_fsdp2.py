@@ -28,11 +28,6 @@ def test_what_trains_is_split_or_whole_to_the_same_curve(group, figures):
         # The merger's copy is in no block.
         "beside": (*TUNERS["lora"], "freeze=vit", "tuner.modules_to_save=[visual.merger]"),
         "aligner": ("tuner=full", "freeze=llm_vit"),
-        # These look at whole matrices, or leave some without a gradient.
-        "muon": (*TUNERS["lora"], "optim=muon"),
-        "adafactor": (*TUNERS["lora"], "optim=adafactor"),
-        "galore": ("tuner=full", "optim.rank=4", "optim=galore"),
-        "lisa": ("tuner=full", "optim.activated_layers=1", "optim.step_interval=2", "optim=lisa"),
     }
     spread = ("memory/strategy=fsdp2", "trainer.batch_size=1", "trainer.accumulate=2")
     group.together(1, {f"{name}_one": (*own, *short) for name, own in cases.items()}, resume=False)
@@ -40,7 +35,6 @@ def test_what_trains_is_split_or_whole_to_the_same_curve(group, figures):
         f"{name}_{whole}": (*own, *short, *spread, f"memory.strategy.replicate_trained={whole}")
         for name, own in cases.items()
         for whole in ("true", "false")
-        if whole == "true" or not own[-1].startswith("optim=")
     }
     group.together(2, two, resume=False)
     for name in two:
@@ -186,12 +180,31 @@ def test_compiled_blocks_train_alike(group, figures, tuner):
         (["trainer.async_save=true"], r"trainer\.async_save=true: all ranks write their parts of a checkpoint under"),
         (["memory=fp8_base"], "memory=fp8_base: memory/strategy=fsdp2 can not hold weights of 8 bits"),
         (["memory.precision=fp16"], r"memory\.precision=fp16: memory/strategy=fsdp2 has no scaler"),
+        (["optim=lisa", "tuner=full"], "optim=lisa: looks at whole matrices or gradients"),
+        (
+            ["optim=lisa", "tuner=full", "memory.strategy.replicate_trained=true"],
+            "optim=lisa: has state for other layers each time, of which memory/strategy=fsdp2 saves parts",
+        ),
         (["memory.strategy.shard_size=0"], r"memory\.strategy\.shard_size=0: must be 1 or more"),
     ],
 )
 def test_what_does_not_go_together_is_refused(make_config, overrides, message):
     with pytest.raises(UserError, match=message):
         make_config("memory/strategy=fsdp2", *overrides)
+
+
+def test_a_type_for_sums_is_refused_where_there_are_none(make_config):
+    config = make_config("memory/strategy=fsdp2", "memory.strategy.reduce_dtype=bfloat16").memory.strategy
+    with pytest.raises(UserError, match=r"reduce_dtype=bfloat16: what trains is whole .*replicate_trained=false"):
+        build(config, Ranks(world_size=2, trained_share=0.01))
+    assert build(config, Ranks(world_size=2, trained_share=0.5)).average is None
+
+
+def test_a_model_of_which_nothing_is_split_is_refused(make_tuned, make_config):
+    choice = ("tuner=full", "freeze=none")
+    module = TrainingModule(make_tuned(*choice), make_config(*choice), 1)
+    with pytest.raises(UserError, match="replicate_trained=true: leaves nothing to split; use memory/strategy=ddp"):
+        fully_shard.shard(Fsdp2Config(), module, replicated=True)
 
 
 def test_copies_that_do_not_come_out_even_are_refused():

@@ -1,5 +1,6 @@
 """Each strategy on one GPU in bfloat16, over NCCL: `pytest -m gpu tests/memory/strategy/test_gpu.py`."""
 
+import re
 from importlib.util import find_spec
 
 import pytest
@@ -15,11 +16,18 @@ def plain(group):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "fsdp2 trainer.compile=true", "zero2", "zero3", "zero3_offload"])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        *("ddp", "fsdp2", "fsdp2 trainer.compile=true", "fsdp2 memory.strategy.cpu_offload=true"),
+        "fsdp2 memory.strategy.cpu_offload=true memory.strategy.replicate_trained=false",
+        *("zero2", "zero3", "zero3_offload"),
+    ],
+)
 def test_one_gpu_trains_as_without_a_strategy(group, figures, plain, strategy):
     if strategy.startswith("zero") and find_spec("deepspeed") is None:
         pytest.skip("needs the deepspeed extra")
-    name = f"{strategy.replace(' trainer.compile=', '_')}_gpu"
+    name = f"{re.sub('[ .=]', '_', strategy)}_gpu"
     path = group.prepare(name, 1, *f"memory/strategy={strategy}".split(), *ONLY)
     group.run(1, path, f"{path}@4")
     folder = group.done[name]
@@ -27,3 +35,15 @@ def test_one_gpu_trains_as_without_a_strategy(group, figures, plain, strategy):
     assert figures(folder.path / "whole.jsonl", "train/loss") == pytest.approx(expected, rel=3e-2)
     assert figures(folder.metrics, "train/loss") == pytest.approx(expected, rel=3e-2) and len(expected) == 8
     assert (folder.path / "adapter" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("optim", ["adamw_8bit", "paged_adamw_8bit"])
+def test_state_in_8_bits_goes_on_under_fsdp2(group, figures, optim):
+    pytest.importorskip("bitsandbytes", reason="extra bitsandbytes")
+    settings = ("memory/strategy=fsdp2", "memory.strategy.replicate_trained=true", f"optim={optim}")
+    path = group.prepare(f"{optim}_gpu", 1, *ONLY, *settings, "optim.min_8bit_size=1")
+    group.run(1, path, f"{path}@4")
+    folder = group.done[f"{optim}_gpu"]
+    expected = figures(folder.path / "whole.jsonl", "train/loss")
+    assert figures(folder.metrics, "train/loss") == pytest.approx(expected, rel=1e-3) and len(expected) == 8

@@ -42,11 +42,13 @@ def test_fsdp2_splits_all_and_gathers_two_layers():
 
 
 def test_fsdp2_has_small_adapters_whole():
-    """A hundredth of the weights trains, and its gradients are there twice while they are summed."""
+    """A hundredth of the weights trains, and a copy of its gradients is there while they are summed."""
     model = Model(Bytes(1000.0, 10.0, 20.0), 2, trained_bytes=10.0, largest_layer=80.0, outside=40.0)
-    assert Fsdp2Config().held(model, 4) == (990 / 4 + 10 + 200, 20, 20)
+    assert Fsdp2Config().held(model, 4) == (990 / 4 + 10 + 0.99 * 200, 20, 20)
     assert Fsdp2Config().held(model, 1) == model.whole
-    assert Fsdp2Config(cpu_offload=True).held(model, 4) == (10 + 200, 20, 20)
+    assert Fsdp2Config(cpu_offload=True).held(model, 4) == (10 + 0.99 * 200, 20, 20)
+    # A part at a time of what is large.
+    assert Fsdp2Config(replicate_trained=True).held(PAPER, 8).gradients == 4 * VALUES + 4 * 2**24
     split = Fsdp2Config(replicate_trained=False).held(model, 4)
     assert split == (1000 / 4 + 200, 10 / 4, 20 / 4)
     assert Fsdp2Config().held(model._replace(trained_bytes=100.0), 4) == split
