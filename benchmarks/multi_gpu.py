@@ -10,8 +10,7 @@ Every line is a `python -m harness` of its own (multi_gpu.yaml). On one GPU a st
 are GPUs, or one that they share, so that rows, global batch and losses are the same. The run of one GPU is done on
 every GPU at once, for cards differ. Efficiency is their average time for a step over that of all GPUs times their
 number; runs of one call are on one machine, and keep what that had. Results are kept in
-docs/results/multi_gpu_<card>.json; what is run with overrides behind `--` is shown and not
-kept.
+docs/results/multi_gpu_<card>.json; what is run with overrides behind `--` is shown and not kept.
 """
 
 import argparse

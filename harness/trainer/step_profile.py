@@ -69,21 +69,19 @@ def kernels(profiler: Any) -> dict[tuple[str, str], tuple[float, int]]:
     The lists of kernels at an operator of `profiler.events()` are no use: one that starts hundreds, as an optimiser's
     step of a whole model, was there hundreds of times.
     """
-    found: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0])
     recorded = profiler.profiler.kineto_results.events()
     # Names given to stretches of time (an optimiser's step, NCCL's collectives, compiled graphs) would count what runs
     # in them twice.
     on_gpu = [e for e in recorded if e.device_type() == DeviceType.CUDA and not e.is_user_annotation()]
     operators = {e.correlation_id(): e for e in recorded if e.name() in _PRODUCTS}
+    spent: dict[tuple[str, str], list[float]] = defaultdict(list)
     for event in on_gpu:
         operator = operators.get(event.linked_correlation_id())
         made_by, shapes = (operator.name(), operator.shapes()) if operator else ("", [])
-        entry = found[group(event.name(), made_by, shapes), event.name()]
-        entry[0], entry[1] = entry[0] + event.duration_ns() / 1e9, entry[1] + 1
+        spent[group(event.name(), made_by, shapes), event.name()].append(event.duration_ns() / 1e9)
     for event in [] if on_gpu else profiler.events():
-        entry = found[group(event.name, event.name, event.input_shapes), event.name]
-        entry[0], entry[1] = entry[0] + event.self_cpu_time_total / 1e6, entry[1] + 1
-    return {key: (seconds, int(calls)) for key, (seconds, calls) in found.items()}
+        spent[group(event.name, event.name, event.input_shapes), event.name].append(event.self_cpu_time_total / 1e6)
+    return {key: (sum(seconds), len(seconds)) for key, seconds in spent.items()}
 
 
 def group(name: str, operator: str, shapes: list[Any]) -> str:

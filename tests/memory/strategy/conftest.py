@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -135,6 +136,11 @@ def on_two(group, one_process):
         return known[strategy]
 
     return run
+
+
+def slug(choice):
+    """A folder's name of what was chosen on a command line."""
+    return re.sub("[ .=]", "_", choice)
 
 
 def exported(target):

@@ -20,10 +20,9 @@ def choice(name):
 
 # Kernels of 8 bits are a GPU's.
 CASES = {name: choice(name) for name in registry.names("optim") if not name.endswith("8bit")}
-WHOLE = "memory.strategy.replicate_trained=true"
 STRATEGIES = {
     "ddp": (CASES, ()),
-    "fsdp2_whole": (CASES.keys() - {"lisa"}, (WHOLE,)),
+    "fsdp2_whole": (CASES.keys() - {"lisa"}, ("memory.strategy.replicate_trained=true",)),
     "fsdp2_split": (
         [name for name in CASES if registry.get("optim", name).config.elementwise],
         ("memory.strategy.replicate_trained=false",),

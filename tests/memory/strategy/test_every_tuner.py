@@ -1,14 +1,13 @@
 """Every tuner and every method of PEFT on two ranks: curves are those of one process, or the run is refused."""
 
 import dataclasses
-import re
 from importlib.util import find_spec
 
 import pytest
 
 from harness import registry
 from harness.tuner.peft_method import NEEDED, OWN_TUNER, REFUSED, Method
-from tests.memory.strategy.conftest import exported
+from tests.memory.strategy.conftest import exported, slug
 
 registry.load()
 
@@ -55,7 +54,7 @@ def test_two_ranks_train_as_one(group, figures, strategy):
     alone = {f"every_{name}": (*choice, *STEPS) for name, choice in cases.items() if f"every_{name}" not in group.done}
     if alone:
         group.together(1, alone, resume=False)
-    chosen, prefix = f"memory/strategy={strategy}".split(), re.sub("[ .=]", "_", strategy)
+    chosen, prefix = f"memory/strategy={strategy}".split(), slug(strategy)
     two = {f"{prefix}_every_{name}": (*choice, *STEPS, *chosen) for name, choice in cases.items()}
     group.together(2, two, resume=False)
     far = []

@@ -1,9 +1,10 @@
 """Each strategy on one GPU in bfloat16, over NCCL: `pytest -m gpu tests/memory/strategy/test_gpu.py`."""
 
-import re
 from importlib.util import find_spec
 
 import pytest
+
+from tests.memory.strategy.conftest import slug
 
 GPU = ("trainer.accelerator=gpu", "model.dtype=bfloat16", "trainer.max_steps=8", "trainer.save_every_steps=4")
 ONLY = ("tuner=dora", "tuner.dropout=0", *GPU)
@@ -27,7 +28,7 @@ def plain(group):
 def test_one_gpu_trains_as_without_a_strategy(group, figures, plain, strategy):
     if strategy.startswith("zero") and find_spec("deepspeed") is None:
         pytest.skip("needs the deepspeed extra")
-    name = f"{re.sub('[ .=]', '_', strategy)}_gpu"
+    name = f"{slug(strategy)}_gpu"
     path = group.prepare(name, 1, *f"memory/strategy={strategy}".split(), *ONLY)
     group.run(1, path, f"{path}@4")
     folder = group.done[name]

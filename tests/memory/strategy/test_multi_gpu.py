@@ -1,6 +1,5 @@
 """Each strategy on two GPUs over NCCL against one GPU: `pytest -m multi_gpu tests/memory/strategy`."""
 
-import re
 import shutil
 from importlib.util import find_spec
 
@@ -13,6 +12,7 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from harness.experiment.folder import RunFolder
 from harness.model.checkpoint_path import resolve
+from tests.memory.strategy.conftest import slug
 
 GPU = ("trainer.accelerator=gpu", "model.dtype=bfloat16", "trainer.max_steps=8", "trainer.save_every_steps=4")
 CASES = {
@@ -40,7 +40,7 @@ def test_two_gpus_train_as_one_does(group, figures, one_gpu, strategy):
     if strategy.startswith("zero") and find_spec("deepspeed") is None:
         pytest.skip("needs the deepspeed extra")
     tuner, plain = one_gpu
-    name = f"{re.sub('[ .=]', '_', strategy)}_two_gpus_{tuner}"
+    name = f"{slug(strategy)}_two_gpus_{tuner}"
     path = group.prepare(name, 2, *f"memory/strategy={strategy}".split(), *CASES[tuner])
     group.run(2, path)
     # DeepSpeed keeps its process groups for good: a resumed run has processes of its own.
