@@ -109,6 +109,9 @@ class RunConfig:
     def _check_strategy(self) -> None:
         strategy = self.memory.strategy
         name = f"memory/strategy={strategy.name}"
+        if strategy.saves_parts and self.optim.skips_parameters:
+            remedy = f"has state for other layers each time, of which {name} saves parts; use memory/strategy=ddp"
+            raise reject("optim", self.optim.name, remedy)
         if strategy.splits_updates and not self.optim.elementwise:
             remedy = f"looks at whole matrices or gradients, and {name} splits them; use adamw, or {strategy.unsplit}"
             raise reject("optim", self.optim.name, remedy)
@@ -119,9 +122,6 @@ class RunConfig:
             raise reject("memory", self.memory.name, f"{name} can not hold weights of 8 bits; use memory/strategy=ddp")
         if self.memory.sequence_parallel > 1:
             self._check_sequence_parallel()
-        if strategy.saves_parts and self.optim.skips_parameters:
-            remedy = f"has state for other layers each time, of which {name} saves parts; use memory/strategy=ddp"
-            raise reject("optim", self.optim.name, remedy)
         if strategy.saves_parts and self.trainer.async_save:
             remedy = (
                 f"all ranks write their parts of a checkpoint under {name}, with exchanges in between; leave it out"
