@@ -125,7 +125,8 @@ def build(config: Fsdp2Config, ranks: "Ranks") -> "Parallel":
         ranks: Of the run.
 
     Raises:
-        UserError: The processes can not be put into groups of `shard_size`, or nothing is reduced in `reduce_dtype`.
+        UserError: The processes can not be put into groups of `shard_size`, nothing is reduced in `reduce_dtype`, or
+            there is no GPU to offload from.
     """
     from functools import partial
 
@@ -139,12 +140,15 @@ def build(config: Fsdp2Config, ranks: "Ranks") -> "Parallel":
     if size is not None and ranks.world_size % size:
         remedy = f"{ranks.world_size} processes do not make groups of it; give a divisor"
         raise reject("memory.strategy.shard_size", size, remedy)
-    strategy = ModelParallelStrategy(
+    if config.cpu_offload and ranks.device_type != "cuda":
+        raise reject("memory.strategy.cpu_offload", "true", "takes a GPU, and this run is on the CPU; leave it out")
+    kind = fully_shard.Offloaded if config.cpu_offload else ModelParallelStrategy
+    strategy = kind(
         data_parallel_size=ranks.world_size,
         tensor_parallel_size=1,
         save_distributed_checkpoint=True,
         # For one process, which has no group yet.
-        process_group_backend=HOST_AND_GPU if config.cpu_offload and ranks.device_type == "cuda" else None,
+        process_group_backend=HOST_AND_GPU if config.cpu_offload else None,
     )
     settings = {key: value.name if isinstance(value, Enum) else value for key, value in asdict(config).items()}
     del settings["name"]

@@ -6,6 +6,7 @@ from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -19,6 +20,17 @@ from harness.memory.strategy.parallel import replace_weights
 if TYPE_CHECKING:
     from harness.memory.strategy.fsdp2 import Fsdp2Config, ShardType
     from harness.trainer.module import TrainingModule
+
+
+class Offloaded(ModelParallelStrategy):
+    """Lightning's strategy, which puts everything on the GPU, for shards that stay in the host's memory."""
+
+    def model_to_device(self) -> None:
+        """Moves what is not split."""
+        module: Any = self.model
+        for tensor in chain(module.parameters(), module.buffers()):
+            if not isinstance(tensor, DTensor):
+                tensor.data = tensor.data.to(self.root_device)
 
 
 def shard(config: "Fsdp2Config", module: "TrainingModule", *, replicated: bool) -> None:

@@ -217,6 +217,12 @@ def test_offloaded_gradients_are_summed_by_gloo():
     assert Fsdp2Config().backend("nccl", 2, 1) == "nccl"
 
 
+def test_offloading_takes_a_gpu():
+    with pytest.raises(UserError, match=r"cpu_offload=true: takes a GPU, and this run is on the CPU; leave it out"):
+        build(Fsdp2Config(cpu_offload=True), Ranks())
+    assert isinstance(build(Fsdp2Config(cpu_offload=True), Ranks(device_type="cuda")).lightning, fully_shard.Offloaded)
+
+
 @pytest.mark.parametrize("strategy", ["fsdp2", "zero1", "zero3"])
 def test_a_tuner_that_reads_gradients_is_refused(make_config, strategy):
     message = f"memory/strategy={strategy}: leaves no whole gradients, which tuner=adalora reads"
