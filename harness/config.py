@@ -21,6 +21,7 @@ VOLATILE = (
     "logging",
     "memory.strategy.copy_engines",
     "memory.strategy.prefetch_bucket_size",
+    "memory.strategy.keep_trained",
     "memory.strategy.param_persistence_threshold",
     "trainer.resume",
     "trainer.force_resume",

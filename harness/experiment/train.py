@@ -270,14 +270,14 @@ def _with_micro_batch(config: RunConfig, data: DataModule, device: torch.device)
 def _parallel(config: RunConfig, tuned: Tuned, device: torch.device, compiled: bool) -> Parallel:
     """Builds the strategy."""
     optim, text = config.optim, tuned.base.model.language_model
-    layers = [tuple(parameter.numel() for parameter in layer.parameters()) for layer in text.layers]
+    layers = [tuple((p.numel(), p.requires_grad) for p in layer.parameters()) for layer in text.layers]
     ranks = Ranks(
         world_size=_world(config),
         device_type=device.type,
         max_grad_norm=optim.max_grad_norm or None,
         skips_parameters=optim.skips_parameters,
         trained_share=trained_share(tuned.model),
-        layer_sizes=max(layers, key=sum),
+        largest_layer=max(layers, key=lambda sizes: sum(size for size, _ in sizes)),
         compiled=compiled,
     )
     return build("memory/strategy", config.memory.strategy, ranks)

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
+SMALL = 1 / 16
+"""Share of the model's bytes up to which what trains is kept whole where a strategy may choose."""
+
 
 class Bytes(NamedTuple):
     """What a model takes on one GPU, or would if nothing were split."""

@@ -63,9 +63,9 @@ class DeepspeedConfig(StrategyConfig):
         }
         stage = section.get("stage", 0)
         if stage == 3:
-            return Zero3Config(offload_optimizer="optimizer" in on_host, offload_param="param" in on_host).held(
-                model, processes
-            )
+            return Zero3Config(
+                keep_trained=False, offload_optimizer="optimizer" in on_host, offload_param="param" in on_host
+            ).held(model, processes)
         kind = Zero2Config if stage == 2 else OffloadConfig
         return kind(offload_optimizer="optimizer" in on_host).held(model, processes if stage else 1)
 

@@ -2,14 +2,18 @@
 
 import logging
 import warnings
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import deepspeed
 import torch
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad, set_z3_leaf_module
+from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor, nn
 
+from harness.errors import reject
 from harness.memory.strategy import build_lock
 from harness.memory.strategy.parallel import replace_weights
 from harness.model.block import FOLLOWS_INPUT
@@ -26,6 +30,20 @@ _LINEAR = torch.nn.functional.linear
 class Zero(DeepSpeedStrategy):
     """Lightning's strategy, with what the model has to know before DeepSpeed splits it."""
 
+    keeps_trained = False
+    """Whether weights that train are whole from the first layer that has them to the end of a step."""
+
+    def setup_environment(self) -> None:
+        """Starts the process group.
+
+        Raises:
+            UserError: The run is on the CPU.
+        """
+        if not isinstance(self.accelerator, CUDAAccelerator):
+            remedy = "takes GPUs, and this run is on the CPU; use memory/strategy=ddp or fsdp2"
+            raise reject("memory/strategy", "deepspeed", remedy)
+        super().setup_environment()
+
     def setup(self, trainer: Any) -> None:
         """Has layers and blocks gathered whole, and the loss call the head once a micro-batch on all ranks."""
         module: Any = self.lightning_module
@@ -39,6 +57,9 @@ class Zero(DeepSpeedStrategy):
                 # Else DeepSpeed hangs on every module within, and gathers weight by weight.
                 set_z3_leaf_module(block, True)
         super().setup(trainer)
+        if module.parallel.sharded:
+            trained = [p for p in module.parameters() if p.requires_grad and self.keeps_trained]
+            keep_whole(trained, self.deepspeed_engine.optimizer.persistent_parameters)
 
     def teardown(self) -> None:
         """Gives the process torch's linear function back, which stage 3 puts another in the place of."""
@@ -46,13 +67,53 @@ class Zero(DeepSpeedStrategy):
         super().teardown()
 
 
-def make(settings: dict[str, Any]) -> Zero:
-    """Makes the strategy, of DeepSpeed's complete settings."""
+def make(settings: dict[str, Any], keeps_trained: bool) -> Zero:
+    """Makes the strategy.
+
+    Args:
+        settings: DeepSpeed's, complete.
+        keeps_trained: See `Zero`.
+    """
     build_lock.use()
     # The hook measures the norm, and leaves clipping to DeepSpeed.
     warnings.filterwarnings("ignore", "Since DeepSpeed handles gradient clipping internally")
     warnings.filterwarnings("ignore", "When saving the DeepSpeed Stage 3 checkpoint")
-    return Zero(config=settings, exclude_frozen_parameters=True, logging_level=logging.WARNING)
+    strategy = Zero(config=settings, exclude_frozen_parameters=True, logging_level=logging.WARNING)
+    strategy.keeps_trained = keeps_trained
+    return strategy
+
+
+def keep_whole(parameters: Iterable[Any], persistent: list[Any]) -> None:
+    """Adds to the weights that no layer lets go of, and has those gathered at once after a step.
+
+    DeepSpeed knows them by their size alone, and gathers one by one.
+
+    Args:
+        parameters: What is added, where it is not there.
+        persistent: DeepSpeed's list; changed.
+    """
+    for parameter in parameters:
+        if not parameter.ds_persist:
+            parameter.ds_persist = True
+            persistent.append(parameter)
+    if not persistent:
+        return
+    first, one_by_one = persistent[0], persistent[0].all_gather
+
+    def gather(param_list: list[Any] | None = None, **options: Any) -> Any:
+        if param_list is not persistent:
+            return one_by_one(param_list, **options)
+        split = [p for p in persistent if p.ds_status == ZeroParamStatus.NOT_AVAILABLE]
+        for p in split:
+            if p.requires_grad:
+                # A node's own copy (hpz) is of before the step.
+                p.ds_secondary_tensor = None
+        for has_copy in (False, True):
+            if share := [p for p in split if (p.ds_secondary_tensor is not None) is has_copy]:
+                first.all_gather_coalesced(share).wait()
+        return None
+
+    first.all_gather = gather
 
 
 def root(module: "TrainingModule", stepping: bool) -> nn.Module | None:

@@ -11,14 +11,12 @@ from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.errors import reject
-from harness.memory.strategy.config import Bytes, Model, StrategyConfig
+from harness.memory.strategy.config import SMALL, Bytes, Model, StrategyConfig
 from harness.registry import register
 
 if TYPE_CHECKING:
     from harness.memory.strategy.parallel import Parallel, Ranks
 
-_SMALL = 1 / 16
-"""Share of the model's bytes up to which what trains is kept whole."""
 HOST_AND_GPU = "cpu:gloo,cuda:nccl"
 """Backends of a group that sums on both."""
 
@@ -102,7 +100,7 @@ class Fsdp2Config(StrategyConfig):
         Args:
             trained_share: Its bytes over those of the model.
         """
-        return trained_share <= _SMALL if self.replicate_trained is None else self.replicate_trained
+        return trained_share <= SMALL if self.replicate_trained is None else self.replicate_trained
 
     def backend(self, chosen: str, processes: int, nodes: int) -> str:
         """Has NCCL use copy engines where they are asked for, and sums norms of offloaded gradients with gloo."""

@@ -25,8 +25,8 @@ class Ranks:
     """Whether a step may leave trained parameters without gradients."""
     trained_share: float = 1.0
     """Bytes of the weights that train over those of all."""
-    layer_sizes: tuple[int, ...] = ()
-    """Values of each parameter of the largest decoder layer, adapters included."""
+    largest_layer: tuple[tuple[int, bool], ...] = ()
+    """Values of each parameter of the largest decoder layer, adapters included, and whether it trains."""
     compiled: bool = False
     """Whether layers and blocks are compiled."""
 

@@ -66,19 +66,22 @@ class OffloadConfig(ZeroConfig):
         return found._replace(state=0) if self.offload_optimizer else found
 
 
-def build_stage(stage: int, config: ZeroConfig, ranks: "Ranks", **extra: Any) -> "Parallel":
+def build_stage(
+    stage: int, config: ZeroConfig, ranks: "Ranks", *, keeps_trained: bool = False, **extra: Any
+) -> "Parallel":
     """Makes the strategy of a stage.
 
     Args:
         stage: 1, 2 or 3.
         config: Its settings.
         ranks: Of the run.
+        keeps_trained: Whether stage 3 leaves weights that train whole within a step.
         extra: What else stands in DeepSpeed's `zero_optimization`.
     """
     settings = asdict(config)
     shared = ("overlap_comm", "contiguous_gradients", "reduce_bucket_size", "allgather_bucket_size")
     section = {"stage": stage} | {key: settings[key] for key in shared} | extra
-    return build_json({"zero_optimization": section}, ranks)
+    return build_json({"zero_optimization": section}, ranks, keeps_trained=keeps_trained)
 
 
 def offload(config: OffloadConfig, *, params: bool = False) -> dict[str, Any]:
@@ -97,12 +100,13 @@ def offload(config: OffloadConfig, *, params: bool = False) -> dict[str, Any]:
     return {f"offload_{name}": dict(target) for name in names}
 
 
-def build_json(settings: dict[str, Any], ranks: "Ranks") -> "Parallel":
+def build_json(settings: dict[str, Any], ranks: "Ranks", *, keeps_trained: bool = False) -> "Parallel":
     """Makes Lightning's DeepSpeedStrategy.
 
     Args:
         settings: DeepSpeed's, without what the run decides; completed here.
         ranks: Of the run.
+        keeps_trained: As for `build_stage`.
 
     Raises:
         UserError: DeepSpeed is not installed.
@@ -130,10 +134,15 @@ def build_json(settings: dict[str, Any], ranks: "Ranks") -> "Parallel":
         # DeepSpeed's own linear function keeps no view of a gathered weight until the backward pass. Compiled layers
         # keep none either, and with it torch 2.11 makes each of 36 layers a program of its own.
         complete["zero_optimization"] = {"memory_efficient_linear": not ranks.compiled} | section
-    strategy = engine.make(complete)
+    strategy = engine.make(complete, keeps_trained)
     return Parallel(
         strategy,
-        {"strategy": "deepspeed", "processes": ranks.world_size, "deepspeed": complete},
+        {
+            "strategy": "deepspeed",
+            "processes": ranks.world_size,
+            "deepspeed": complete,
+            **({"keep_trained": keeps_trained} if stage == 3 else {}),
+        },
         sharded=stage == 3,
         root=engine.root if stage == 3 else lambda module, stepping: None,
         clip=lambda parameters, limit: None,

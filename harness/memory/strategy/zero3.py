@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.errors import reject
-from harness.memory.strategy.config import Bytes, Model
+from harness.memory.strategy.config import SMALL, Bytes, Model
 from harness.memory.strategy.zero import OffloadConfig, build_stage, offload
 from harness.registry import register
 
@@ -26,9 +26,13 @@ class Zero3Config(OffloadConfig):
     """Keep the shares of the weights in the host's memory as well."""
     prefetch_bucket_size: int | None = None
     """Values that are gathered ahead of their use. Null: those of a decoder layer."""
-    param_persistence_threshold: int = 0
-    """Weights with no more values are kept whole everywhere. DeepSpeed gathers each of them by itself after every step,
-    where others come with their layer."""
+    keep_trained: bool | None = None
+    """Keep weights that train whole within a step on every process, where others come and go with their layer; their
+    gradients and state are split in any case. Null: where they are at most a sixteenth of the model's bytes, as most
+    adapters are."""
+    param_persistence_threshold: int | None = None
+    """Weights with no more values are kept whole as well. Null: a 256th of a decoder layer's, which takes norms and
+    biases."""
     max_live_parameters: int = 1_000_000_000
     """Values that are whole on a GPU at once, at most."""
     hpz_partition_size: int = 1
@@ -52,8 +56,17 @@ class Zero3Config(OffloadConfig):
         found, own = OffloadConfig.held(self, model, processes), 2 * model.trained_values
         live = min(2 * self.max_live_parameters, model.outside + 2 * model.largest_layer)
         copies = 1 / processes + (1 / self.hpz_partition_size if self.hpz_partition_size > 1 else 0)
-        weights = found.weights * (0 if self.offload_param else copies) + live
+        kept = own if self.keeps(model.trained_bytes / model.whole.weights) else 0
+        weights = found.weights * (0 if self.offload_param else copies) + kept + live
         return Bytes(weights, found.gradients - own + own / processes, found.state)
+
+    def keeps(self, trained_share: float) -> bool:
+        """Says whether what trains is whole within a step.
+
+        Args:
+            trained_share: Its bytes over those of the model.
+        """
+        return trained_share <= SMALL if self.keep_trained is None else self.keep_trained
 
 
 @register("memory/strategy", Zero3Config)
@@ -73,16 +86,21 @@ def build(config: Zero3Config, ranks: "Ranks") -> "Parallel":
     for key in ("quantized_weights", "quantized_gradients"):
         if getattr(config, key) and ranks.device_type != "cuda":
             raise reject(f"memory.strategy.{key}", "true", "has kernels for a GPU only; leave it out on the CPU")
+    keeps_trained, small = config.keeps(ranks.trained_share), config.param_persistence_threshold
+    if small is None:
+        small = sum(size for size, _ in ranks.largest_layer) // 256
     ahead = config.prefetch_bucket_size
     if ahead is None:
         # What is split of it, and not more: DeepSpeed stops with the weight that reaches the number.
-        ahead = sum(size for size in ranks.layer_sizes if size > config.param_persistence_threshold)
+        split = (size for size, trains in ranks.largest_layer if not (keeps_trained and trains))
+        ahead = sum(size for size in split if size > small)
     return build_stage(
         3,
         config,
         ranks,
+        keeps_trained=keeps_trained,
         stage3_prefetch_bucket_size=ahead,
-        stage3_param_persistence_threshold=config.param_persistence_threshold,
+        stage3_param_persistence_threshold=small,
         stage3_max_live_parameters=config.max_live_parameters,
         zero_hpz_partition_size=config.hpz_partition_size,
         zero_quantized_weights=config.quantized_weights,

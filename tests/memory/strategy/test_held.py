@@ -54,6 +54,14 @@ def test_fsdp2_has_small_adapters_whole():
     assert Fsdp2Config().held(model._replace(trained_bytes=100.0), 4) == split
 
 
+def test_zero3_has_the_weights_of_small_adapters_whole_beside_their_shares():
+    model = Model(Bytes(1000.0, 10.0, 20.0), 2, trained_bytes=10.0, largest_layer=80.0, outside=40.0)
+    kept, split = (Zero3Config(keep_trained=keep).held(model, 4) for keep in (None, False))
+    # Two values in 16 bits.
+    assert kept == split._replace(weights=split.weights + 4)
+    assert Zero3Config().held(model._replace(trained_bytes=100.0), 4) == split
+
+
 def test_ddp_has_all_of_it_and_gradients_twice():
     assert AutoConfig().held(PAPER, 1) == PAPER.whole
     assert AutoConfig().held(PAPER, 8).gradients == 2 * PAPER.whole.gradients

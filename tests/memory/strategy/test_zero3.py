@@ -1,7 +1,10 @@
+import json
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -16,7 +19,27 @@ from tests.memory.strategy.conftest import TUNERS
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the deepspeed extra")
 @pytest.mark.parametrize("tuner", ["lora", "dora", "full"])
 def test_two_processes_train_as_one(check, tuner):
-    check("zero3", tuner)
+    folder = check("zero3", tuner)
+    assert json.loads((folder.path / "strategy.json").read_text())["keep_trained"] is (tuner != "full")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the deepspeed extra")
+def test_what_is_whole_within_a_step_changes_no_curve(group, figures):
+    choice = (*TUNERS["dora"], "memory/strategy=zero3", "trainer.max_steps=6", "optim.schedule.name=constant")
+    settings = {
+        "zero3_split": ("keep_trained=false", "param_persistence_threshold=0"),
+        "zero3_whole": ("keep_trained=true",),
+        # All of a layer but its matrices, and a second copy of what is split.
+        "zero3_nodes": ("keep_trained=true", "param_persistence_threshold=256", "hpz_partition_size=2"),
+    }
+    cases = {name: (*choice, *(f"memory.strategy.{setting}" for setting in own)) for name, own in settings.items()}
+    group.together(2, cases, resume=False)
+    split, *others = (group.done[name] for name in cases)
+    for other in others:
+        for key in ("train/loss", "train/grad_norm", "val/loss"):
+            expected = figures(split.metrics, key)
+            assert figures(other.metrics, key) == pytest.approx(expected, rel=1e-5) and expected, (other.path, key)
 
 
 @pytest.mark.slow
@@ -40,7 +63,9 @@ def test_compiled_layers_train_alike(group, figures, strategy, tuner):
 def test_settings_reach_deepspeed(make_config):
     choice = ["memory/strategy=zero3_offload", "memory.strategy.hpz_partition_size=2", "optim.max_grad_norm=0.5"]
     choice.append("memory.strategy.param_persistence_threshold=100")
-    parallel = build(make_config(*choice).memory.strategy, Ranks(4, max_grad_norm=0.5, layer_sizes=(900, 100)))
+    parallel = build(
+        make_config(*choice).memory.strategy, Ranks(4, max_grad_norm=0.5, largest_layer=((900, False), (100, True)))
+    )
     section = parallel.settings["deepspeed"]["zero_optimization"]
     assert (section["stage"], section["zero_hpz_partition_size"]) == (3, 2)
     assert section["stage3_prefetch_bucket_size"] == 900
@@ -51,11 +76,61 @@ def test_settings_reach_deepspeed(make_config):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the deepspeed extra")
+def test_adapters_norms_and_biases_are_whole_and_matrices_asked_for_ahead():
+    # A matrix, an adapter and a norm.
+    layer = ((99_000, False), (900, True), (100, False))
+    for share, kept, ahead in ((0.01, True, 99_000), (0.5, False, 99_900)):
+        made = build(Zero3Config(), Ranks(2, trained_share=share, largest_layer=layer))
+        section = made.settings["deepspeed"]["zero_optimization"]
+        assert section["stage3_param_persistence_threshold"] == 100_000 // 256
+        assert section["stage3_prefetch_bucket_size"] == ahead
+        assert made.lightning.keeps_trained is made.settings["keep_trained"] is kept
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the deepspeed extra")
+def test_what_is_whole_is_gathered_at_once_and_not_from_copies_of_before_the_step():
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+    from harness.memory.strategy.engine import keep_whole
+
+    gathered, copy = [], object()
+
+    def make(trains, persists):
+        return SimpleNamespace(
+            requires_grad=trains,
+            ds_persist=persists,
+            ds_status=ZeroParamStatus.NOT_AVAILABLE,
+            ds_secondary_tensor=copy,
+            all_gather=lambda *_: pytest.fail("one by one"),
+            all_gather_coalesced=lambda share: gathered.append(share) or SimpleNamespace(wait=lambda: None),
+        )
+
+    norm, adapter, matrix, there = make(False, True), make(True, False), make(False, False), make(False, True)
+    there.ds_status = ZeroParamStatus.AVAILABLE
+    persistent = [norm, there]
+    keep_whole([adapter], persistent)
+    assert persistent == [norm, there, adapter] and adapter.ds_persist and not matrix.ds_persist
+    norm.all_gather(persistent)
+    assert gathered == [[adapter], [norm]]
+    assert adapter.ds_secondary_tensor is None and norm.ds_secondary_tensor is copy
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the deepspeed extra")
+def test_a_run_on_the_cpu_is_refused():
+    strategy = build(Zero3Config(), Ranks()).lightning
+    strategy.accelerator = CPUAccelerator()
+    with pytest.raises(UserError, match="takes GPUs, and this run is on the CPU; use memory/strategy=ddp or fsdp2"):
+        strategy.setup_environment()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the deepspeed extra")
 def test_compiled_layers_have_torchs_linear_function(make_config, monkeypatch):
     """Traced through DeepSpeed's, which asks for a weight's number, each layer has a program of its own."""
     config = make_config("memory/strategy=zero3").memory.strategy
     for compiled in (False, True):
-        strategy = build(config, Ranks(2, compiled=compiled, layer_sizes=(900,))).lightning
+        strategy = build(config, Ranks(2, compiled=compiled, largest_layer=((900, False),))).lightning
         assert strategy.config["zero_optimization"]["memory_efficient_linear"] is not compiled
     plain = torch.nn.functional.linear
     monkeypatch.setattr(torch.nn.functional, "linear", lambda *_: pytest.fail("of an older run"))
