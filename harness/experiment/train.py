@@ -46,7 +46,7 @@ from harness.memory.fitting import plan_ahead
 from harness.memory.precision import checked_precision
 from harness.memory.prediction import trained_share
 from harness.memory.resolve import Resolved, resolve, room_gib
-from harness.memory.strategy.parallel import Parallel, Ranks
+from harness.memory.strategy.parallel import Parallel, Ranks, Weight
 from harness.model.compiled import compile_blocks, forget_counts, graph_settings, report_programs, will_compile
 from harness.model.loading import Loaded, text_config
 from harness.model.prequantized import check_tuner
@@ -270,14 +270,14 @@ def _with_micro_batch(config: RunConfig, data: DataModule, device: torch.device)
 def _parallel(config: RunConfig, tuned: Tuned, device: torch.device, compiled: bool) -> Parallel:
     """Builds the strategy."""
     optim, text = config.optim, tuned.base.model.language_model
-    layers = [tuple((p.numel(), p.requires_grad) for p in layer.parameters()) for layer in text.layers]
+    layers = [tuple(Weight(p.numel(), p.ndim, p.requires_grad) for p in layer.parameters()) for layer in text.layers]
     ranks = Ranks(
         world_size=_world(config),
         device_type=device.type,
         max_grad_norm=optim.max_grad_norm or None,
         skips_parameters=optim.skips_parameters,
         trained_share=trained_share(tuned.model),
-        largest_layer=max(layers, key=lambda sizes: sum(size for size, _ in sizes)),
+        layer=max(layers, key=lambda weights: sum(weight.values for weight in weights)),
         compiled=compiled,
     )
     return build("memory/strategy", config.memory.strategy, ranks)

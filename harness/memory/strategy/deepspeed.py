@@ -81,7 +81,7 @@ def build(config: DeepspeedConfig, ranks: "Ranks") -> "Parallel":
     Raises:
         UserError: The file can not be read, or says what the run's own keys say.
     """
-    return build_json(read(Path(config.file)), ranks)
+    return build_json(config.name, read(Path(config.file)), ranks)
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import deepspeed
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from harness.errors import reject
 from harness.memory.strategy import build_lock
-from harness.memory.strategy.parallel import replace_weights
+from harness.memory.strategy.parallel import Weight, replace_weights
 from harness.model.block import FOLLOWS_INPUT
 from harness.model.loss import GATHERS
 
@@ -30,8 +30,10 @@ _LINEAR = torch.nn.functional.linear
 class Zero(DeepSpeedStrategy):
     """Lightning's strategy, with what the model has to know before DeepSpeed splits it."""
 
-    keeps_trained = False
-    """Whether weights that train are whole from the first layer that has them to the end of a step."""
+    name: str
+    """On the command line."""
+    keeps: Callable[[Weight], bool]
+    """Says which weights are whole from behind one step to behind the next."""
 
     def setup_environment(self) -> None:
         """Starts the process group.
@@ -41,7 +43,7 @@ class Zero(DeepSpeedStrategy):
         """
         if not isinstance(self.accelerator, CUDAAccelerator):
             remedy = "takes GPUs, and this run is on the CPU; use memory/strategy=ddp or fsdp2"
-            raise reject("memory/strategy", "deepspeed", remedy)
+            raise reject("memory/strategy", self.name, remedy)
         super().setup_environment()
 
     def setup(self, trainer: Any) -> None:
@@ -58,8 +60,8 @@ class Zero(DeepSpeedStrategy):
                 set_z3_leaf_module(block, True)
         super().setup(trainer)
         if module.parallel.sharded:
-            trained = [p for p in module.parameters() if p.requires_grad and self.keeps_trained]
-            keep_whole(trained, self.deepspeed_engine.optimizer.persistent_parameters)
+            chosen = [p for p in module.parameters() if self.keeps(_known(p))]
+            keep_whole(chosen, self.deepspeed_engine.optimizer.persistent_parameters)
 
     def teardown(self) -> None:
         """Gives the process torch's linear function back, which stage 3 puts another in the place of."""
@@ -67,20 +69,25 @@ class Zero(DeepSpeedStrategy):
         super().teardown()
 
 
-def make(settings: dict[str, Any], keeps_trained: bool) -> Zero:
+def make(name: str, settings: dict[str, Any], keeps: Callable[[Weight], bool]) -> Zero:
     """Makes the strategy.
 
     Args:
+        name: See `Zero`.
         settings: DeepSpeed's, complete.
-        keeps_trained: See `Zero`.
+        keeps: See `Zero`.
     """
     build_lock.use()
     # The hook measures the norm, and leaves clipping to DeepSpeed.
     warnings.filterwarnings("ignore", "Since DeepSpeed handles gradient clipping internally")
     warnings.filterwarnings("ignore", "When saving the DeepSpeed Stage 3 checkpoint")
     strategy = Zero(config=settings, exclude_frozen_parameters=True, logging_level=logging.WARNING)
-    strategy.keeps_trained = keeps_trained
+    strategy.name, strategy.keeps = name, keeps
     return strategy
+
+
+def _known(parameter: Any) -> Weight:
+    return Weight(parameter.ds_numel, len(parameter.ds_shape), parameter.requires_grad)
 
 
 def keep_whole(parameters: Iterable[Any], persistent: list[Any]) -> None:

@@ -2,13 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from harness.trainer.module import TrainingModule
+
+
+class Weight(NamedTuple):
+    """What a strategy may know of a parameter."""
+
+    values: int
+    dims: int
+    trains: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +33,8 @@ class Ranks:
     """Whether a step may leave trained parameters without gradients."""
     trained_share: float = 1.0
     """Bytes of the weights that train over those of all."""
-    largest_layer: tuple[tuple[int, bool], ...] = ()
-    """Values of each parameter of the largest decoder layer, adapters included, and whether it trains."""
+    layer: tuple[Weight, ...] = ()
+    """Parameters of the largest decoder layer, adapters included."""
     compiled: bool = False
     """Whether layers and blocks are compiled."""
 

@@ -4,6 +4,7 @@ DeepSpeed clips gradients and adds up micro-batches by itself. Under bf16 it hol
 float32 copy of what trains in its optimiser, which is what is exported.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,7 +12,7 @@ from harness.errors import reject
 from harness.memory.strategy.config import Bytes, Model, StrategyConfig
 
 if TYPE_CHECKING:
-    from harness.memory.strategy.parallel import Parallel, Ranks
+    from harness.memory.strategy.parallel import Parallel, Ranks, Weight
 
 
 @dataclass(kw_only=True, slots=True)
@@ -67,7 +68,12 @@ class OffloadConfig(ZeroConfig):
 
 
 def build_stage(
-    stage: int, config: ZeroConfig, ranks: "Ranks", *, keeps_trained: bool = False, **extra: Any
+    stage: int,
+    config: ZeroConfig,
+    ranks: "Ranks",
+    *,
+    keeps: "Callable[[Weight], bool]" = lambda weight: False,
+    **extra: Any,
 ) -> "Parallel":
     """Makes the strategy of a stage.
 
@@ -75,13 +81,13 @@ def build_stage(
         stage: 1, 2 or 3.
         config: Its settings.
         ranks: Of the run.
-        keeps_trained: Whether stage 3 leaves weights that train whole within a step.
+        keeps: Says which weights stage 3 leaves whole within a step.
         extra: What else stands in DeepSpeed's `zero_optimization`.
     """
     settings = asdict(config)
     shared = ("overlap_comm", "contiguous_gradients", "reduce_bucket_size", "allgather_bucket_size")
     section = {"stage": stage} | {key: settings[key] for key in shared} | extra
-    return build_json({"zero_optimization": section}, ranks, keeps_trained=keeps_trained)
+    return build_json(settings["name"], {"zero_optimization": section}, ranks, keeps)
 
 
 def offload(config: OffloadConfig, *, params: bool = False) -> dict[str, Any]:
@@ -100,13 +106,16 @@ def offload(config: OffloadConfig, *, params: bool = False) -> dict[str, Any]:
     return {f"offload_{name}": dict(target) for name in names}
 
 
-def build_json(settings: dict[str, Any], ranks: "Ranks", *, keeps_trained: bool = False) -> "Parallel":
+def build_json(
+    name: str, settings: dict[str, Any], ranks: "Ranks", keeps: "Callable[[Weight], bool]" = lambda weight: False
+) -> "Parallel":
     """Makes Lightning's DeepSpeedStrategy.
 
     Args:
+        name: Of the strategy's config.
         settings: DeepSpeed's, without what the run decides; completed here.
         ranks: Of the run.
-        keeps_trained: As for `build_stage`.
+        keeps: As for `build_stage`.
 
     Raises:
         UserError: DeepSpeed is not installed.
@@ -115,7 +124,7 @@ def build_json(settings: dict[str, Any], ranks: "Ranks", *, keeps_trained: bool 
 
     if importlib.util.find_spec("deepspeed") is None:
         remedy = "needs DeepSpeed: pip install 'qwen3-vl-harness[deepspeed]', or use memory/strategy=fsdp2"
-        raise reject("memory/strategy", "deepspeed", remedy)
+        raise reject("memory/strategy", name, remedy)
     from harness.memory.strategy import engine
     from harness.memory.strategy.parallel import Parallel
 
@@ -134,15 +143,10 @@ def build_json(settings: dict[str, Any], ranks: "Ranks", *, keeps_trained: bool 
         # DeepSpeed's own linear function keeps no view of a gathered weight until the backward pass. Compiled layers
         # keep none either, and with it torch 2.11 makes each of 36 layers a program of its own.
         complete["zero_optimization"] = {"memory_efficient_linear": not ranks.compiled} | section
-    strategy = engine.make(complete, keeps_trained)
+    strategy = engine.make(name, complete, keeps)
     return Parallel(
         strategy,
-        {
-            "strategy": "deepspeed",
-            "processes": ranks.world_size,
-            "deepspeed": complete,
-            **({"keep_trained": keeps_trained} if stage == 3 else {}),
-        },
+        {"strategy": "deepspeed", "processes": ranks.world_size, "deepspeed": complete},
         sharded=stage == 3,
         root=engine.root if stage == 3 else lambda module, stepping: None,
         clip=lambda parameters, limit: None,

@@ -13,7 +13,7 @@ from harness.memory.strategy.zero import OffloadConfig, build_stage, offload
 from harness.registry import register
 
 if TYPE_CHECKING:
-    from harness.memory.strategy.parallel import Parallel, Ranks
+    from harness.memory.strategy.parallel import Parallel, Ranks, Weight
 
 
 @dataclass(kw_only=True, slots=True)
@@ -29,10 +29,10 @@ class Zero3Config(OffloadConfig):
     keep_trained: bool | None = None
     """Keep weights that train whole within a step on every process, where others come and go with their layer; their
     gradients and state are split in any case. Null: where they are at most a sixteenth of the model's bytes, as most
-    adapters are."""
+    adapters are, and gathered as they are."""
     param_persistence_threshold: int | None = None
-    """Weights with no more values are kept whole as well. Null: a 256th of a decoder layer's, which takes norms and
-    biases."""
+    """Weights with no more values are kept whole as well. Null: norms and biases are, where they are gathered as they
+    are; of matrices none."""
     max_live_parameters: int = 1_000_000_000
     """Values that are whole on a GPU at once, at most."""
     hpz_partition_size: int = 1
@@ -45,6 +45,10 @@ class Zero3Config(OffloadConfig):
     def __post_init__(self) -> None:
         """Checks ranges."""
         OffloadConfig.__post_init__(self)
+        for key in ("keep_trained", "param_persistence_threshold"):
+            if self.quantized_weights and (given := getattr(self, key)):
+                remedy = "what it keeps is exact or of 8 bits by what ran before, with quantized_weights; leave it out"
+                raise reject(f"memory.strategy.{key}", str(given).lower(), remedy)
         for key in ("prefetch_bucket_size", "param_persistence_threshold", "max_live_parameters"):
             if (getattr(self, key) or 0) < 0:
                 raise reject(f"memory.strategy.{key}", getattr(self, key), "must be 0 or more")
@@ -66,7 +70,9 @@ class Zero3Config(OffloadConfig):
         Args:
             trained_share: Its bytes over those of the model.
         """
-        return trained_share <= SMALL if self.keep_trained is None else self.keep_trained
+        if self.keep_trained is not None:
+            return self.keep_trained
+        return trained_share <= SMALL and not self.quantized_weights
 
 
 @register("memory/strategy", Zero3Config)
@@ -78,32 +84,34 @@ def build(config: Zero3Config, ranks: "Ranks") -> "Parallel":
         ranks: Of the run.
 
     Raises:
-        UserError: The processes can not be put into groups of `hpz_partition_size`, or there is no GPU to quantise on.
+        UserError: The processes can not be put into groups of `hpz_partition_size`.
     """
     if ranks.world_size % config.hpz_partition_size:
         remedy = f"{ranks.world_size} processes do not make groups of it; give a divisor"
         raise reject("memory.strategy.hpz_partition_size", config.hpz_partition_size, remedy)
-    for key in ("quantized_weights", "quantized_gradients"):
-        if getattr(config, key) and ranks.device_type != "cuda":
-            raise reject(f"memory.strategy.{key}", "true", "has kernels for a GPU only; leave it out on the CPU")
-    keeps_trained, small = config.keeps(ranks.trained_share), config.param_persistence_threshold
-    if small is None:
-        small = sum(size for size, _ in ranks.largest_layer) // 256
+    keeps_trained, threshold = config.keeps(ranks.trained_share), config.param_persistence_threshold
+    keeps_vectors = threshold is None and not config.quantized_weights
+
+    def keeps(weight: "Weight") -> bool:
+        return (keeps_trained and weight.trains) or (keeps_vectors and weight.dims == 1)
+
     ahead = config.prefetch_bucket_size
     if ahead is None:
         # What is split of it, and not more: DeepSpeed stops with the weight that reaches the number.
-        split = (size for size, trains in ranks.largest_layer if not (keeps_trained and trains))
-        ahead = sum(size for size in split if size > small)
-    return build_stage(
+        split = (weight.values for weight in ranks.layer if not keeps(weight))
+        ahead = sum(values for values in split if values > (threshold or 0))
+    made = build_stage(
         3,
         config,
         ranks,
-        keeps_trained=keeps_trained,
+        keeps=keeps,
         stage3_prefetch_bucket_size=ahead,
-        stage3_param_persistence_threshold=small,
+        stage3_param_persistence_threshold=threshold or 0,
         stage3_max_live_parameters=config.max_live_parameters,
         zero_hpz_partition_size=config.hpz_partition_size,
         zero_quantized_weights=config.quantized_weights,
         zero_quantized_gradients=config.quantized_gradients,
         **offload(config, params=config.offload_param),
     )
+    made.settings |= {"keep_trained": keeps_trained, "keep_vectors": keeps_vectors}
+    return made

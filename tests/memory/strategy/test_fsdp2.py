@@ -2,6 +2,9 @@ import json
 import shutil
 
 import pytest
+import torch
+from lightning.fabric.plugins.environments import LightningEnvironment
+from torch import nn
 
 from harness.errors import UserError
 from harness.experiment.folder import RunFolder
@@ -221,6 +224,22 @@ def test_offloading_takes_a_gpu():
     with pytest.raises(UserError, match=r"cpu_offload=true: takes a GPU, and this run is on the CPU; leave it out"):
         build(Fsdp2Config(cpu_offload=True), Ranks())
     assert isinstance(build(Fsdp2Config(cpu_offload=True), Ranks(device_type="cuda")).lightning, fully_shard.Offloaded)
+
+
+def test_what_is_whole_moves_to_the_gpu_and_shards_stay(monkeypatch):
+    class Shard(torch.Tensor):
+        pass
+
+    strategy, moved = fully_shard.Offloaded(), []
+    strategy.parallel_devices = [torch.device("cpu")]
+    strategy.cluster_environment = LightningEnvironment()
+    strategy.model = nn.BatchNorm1d(4)
+    strategy.model.weight = nn.Parameter(torch.ones(4).as_subclass(Shard))
+    monkeypatch.setattr(fully_shard, "DTensor", Shard)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, _: moved.append(self.data_ptr()) or self)
+    strategy.model_to_device()
+    whole = [strategy.model.bias, *strategy.model.buffers()]
+    assert moved == [tensor.data_ptr() for tensor in whole]
 
 
 @pytest.mark.parametrize("strategy", ["fsdp2", "zero1", "zero3"])

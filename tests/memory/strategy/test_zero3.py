@@ -10,8 +10,9 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from harness.errors import UserError
-from harness.memory.strategy.parallel import Ranks
+from harness.memory.strategy.parallel import Ranks, Weight
 from harness.memory.strategy.zero3 import Zero3Config, build
+from harness.trainer.module import TrainingModule
 from tests.memory.strategy.conftest import TUNERS
 
 
@@ -30,8 +31,8 @@ def test_what_is_whole_within_a_step_changes_no_curve(group, figures):
     settings = {
         "zero3_split": ("keep_trained=false", "param_persistence_threshold=0"),
         "zero3_whole": ("keep_trained=true",),
-        # All of a layer but its matrices, and a second copy of what is split.
-        "zero3_nodes": ("keep_trained=true", "param_persistence_threshold=256", "hpz_partition_size=2"),
+        # And a second copy of what is split.
+        "zero3_nodes": ("keep_trained=true", "hpz_partition_size=2"),
     }
     cases = {name: (*choice, *(f"memory.strategy.{setting}" for setting in own)) for name, own in settings.items()}
     group.together(2, cases, resume=False)
@@ -64,7 +65,8 @@ def test_settings_reach_deepspeed(make_config):
     choice = ["memory/strategy=zero3_offload", "memory.strategy.hpz_partition_size=2", "optim.max_grad_norm=0.5"]
     choice.append("memory.strategy.param_persistence_threshold=100")
     parallel = build(
-        make_config(*choice).memory.strategy, Ranks(4, max_grad_norm=0.5, largest_layer=((900, False), (100, True)))
+        make_config(*choice).memory.strategy,
+        Ranks(4, max_grad_norm=0.5, layer=(Weight(900, 2, False), Weight(100, 2, True))),
     )
     section = parallel.settings["deepspeed"]["zero_optimization"]
     assert (section["stage"], section["zero_hpz_partition_size"]) == (3, 2)
@@ -77,14 +79,46 @@ def test_settings_reach_deepspeed(make_config):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the deepspeed extra")
 def test_adapters_norms_and_biases_are_whole_and_matrices_asked_for_ahead():
-    # A matrix, an adapter and a norm.
-    layer = ((99_000, False), (900, True), (100, False))
-    for share, kept, ahead in ((0.01, True, 99_000), (0.5, False, 99_900)):
-        made = build(Zero3Config(), Ranks(2, trained_share=share, largest_layer=layer))
+    matrix, adapter, norm = layer = Weight(90_000, 2, False), Weight(900, 2, True), Weight(1_000, 1, False)
+    cases = [
+        ({}, 0.01, {adapter, norm}),
+        ({}, 0.5, {norm}),
+        ({"keep_trained": False}, 0.01, {norm}),
+        ({"keep_trained": True, "param_persistence_threshold": 0}, 0.5, {adapter}),
+        ({"quantized_weights": True}, 0.01, set()),
+    ]
+    for options, share, kept in cases:
+        made = build(Zero3Config(**options), Ranks(2, trained_share=share, layer=layer))
         section = made.settings["deepspeed"]["zero_optimization"]
-        assert section["stage3_param_persistence_threshold"] == 100_000 // 256
-        assert section["stage3_prefetch_bucket_size"] == ahead
-        assert made.lightning.keeps_trained is made.settings["keep_trained"] is kept
+        assert section["stage3_param_persistence_threshold"] == 0
+        assert {weight for weight in layer if made.lightning.keeps(weight)} == kept, options
+        assert section["stage3_prefetch_bucket_size"] == sum(weight.values for weight in {*layer} - kept)
+        assert made.settings["keep_trained"] is (adapter in kept) and matrix not in kept
+    made = build(Zero3Config(param_persistence_threshold=1_000), Ranks(2, trained_share=0.01, layer=layer))
+    assert made.settings["deepspeed"]["zero_optimization"]["stage3_prefetch_bucket_size"] == matrix.values
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the deepspeed extra")
+def test_deepspeed_hears_of_what_is_kept_whole(make_tuned, make_config, monkeypatch):
+    choice = ("tuner=lora", "memory/strategy=zero3")
+    parallel = build(Zero3Config(), Ranks(2, trained_share=0.01))
+    module = TrainingModule(make_tuned(*choice), make_config(*choice), 1, parallel)
+    persistent = []
+
+    def split(strategy, _):
+        for parameter in module.parameters():
+            parameter.ds_shape, parameter.ds_numel, parameter.ds_persist = parameter.shape, parameter.numel(), False
+            parameter.all_gather = None
+        strategy.model = SimpleNamespace(optimizer=SimpleNamespace(persistent_parameters=persistent))
+
+    monkeypatch.setattr(DeepSpeedStrategy, "setup", split)
+    parallel.lightning._lightning_module = module
+    parallel.lightning.setup(None)
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    kept = {names[id(parameter)] for parameter in persistent}
+    assert kept == {name for name, p in module.named_parameters() if p.requires_grad or p.ndim == 1}
+    assert any("lora_A" in name for name in kept) and any("input_layernorm" in name for name in kept)
 
 
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the deepspeed extra")
@@ -120,7 +154,7 @@ def test_what_is_whole_is_gathered_at_once_and_not_from_copies_of_before_the_ste
 def test_a_run_on_the_cpu_is_refused():
     strategy = build(Zero3Config(), Ranks()).lightning
     strategy.accelerator = CPUAccelerator()
-    with pytest.raises(UserError, match="takes GPUs, and this run is on the CPU; use memory/strategy=ddp or fsdp2"):
+    with pytest.raises(UserError, match=r"memory/strategy=zero3: takes GPUs, .* use memory/strategy=ddp or fsdp2"):
         strategy.setup_environment()
 
 
@@ -130,7 +164,7 @@ def test_compiled_layers_have_torchs_linear_function(make_config, monkeypatch):
     """Traced through DeepSpeed's, which asks for a weight's number, each layer has a program of its own."""
     config = make_config("memory/strategy=zero3").memory.strategy
     for compiled in (False, True):
-        strategy = build(config, Ranks(2, compiled=compiled, largest_layer=((900, False),))).lightning
+        strategy = build(config, Ranks(2, compiled=compiled, layer=(Weight(900, 2, False),))).lightning
         assert strategy.config["zero_optimization"]["memory_efficient_linear"] is not compiled
     plain = torch.nn.functional.linear
     monkeypatch.setattr(torch.nn.functional, "linear", lambda *_: pytest.fail("of an older run"))
@@ -165,6 +199,10 @@ def test_a_compiled_layer_keeps_no_view_of_a_weight(frozen):
         (["optim=galore", "tuner=full"], "optim=galore: looks at whole matrices"),
         (["memory=fp8_base"], "memory=fp8_base: memory/strategy=zero3 can not hold weights of 8 bits"),
         (["memory.strategy.hpz_partition_size=0"], r"memory\.strategy\.hpz_partition_size=0: must be 1 or more"),
+        (
+            ["memory.strategy.quantized_weights=true", "memory.strategy.keep_trained=true"],
+            r"memory\.strategy\.keep_trained=true: what it keeps is exact or of 8 bits by what ran before",
+        ),
         (["memory.strategy.prefetch_bucket_size=-1"], r"memory\.strategy\.prefetch_bucket_size=-1: must be 0 or more"),
     ],
 )
@@ -177,7 +215,6 @@ def test_what_does_not_go_together_is_refused(make_config, overrides, message):
     ("options", "message"),
     [
         ({"hpz_partition_size": 2}, r"memory\.strategy\.hpz_partition_size=2: 3 processes do not make groups of it"),
-        ({"quantized_weights": True}, r"memory\.strategy\.quantized_weights=true: has kernels for a GPU only"),
         ({"pin_memory": True}, r"memory\.strategy\.pin_memory=True: has no effect: nothing is offloaded"),
         ({"nvme_path": "/x"}, r"memory\.strategy\.nvme_path=/x: has no effect: nothing is offloaded"),
     ],
