@@ -57,10 +57,9 @@ class DeepspeedConfig(StrategyConfig):
         from harness.memory.strategy.zero2 import Zero2Config
         from harness.memory.strategy.zero3 import Zero3Config
 
-        section = read(Path(self.file)).get("zero_optimization", {})
-        on_host = {
-            key for key in ("optimizer", "param") if section.get(f"offload_{key}", {}).get("device", "none") != "none"
-        }
+        section = read(Path(self.file)).get("zero_optimization") or {}
+        devices = {key: (section.get(f"offload_{key}") or {}).get("device") for key in ("optimizer", "param")}
+        on_host = {key for key, device in devices.items() if device not in (None, "none")}
         stage = section.get("stage", 0)
         if stage == 3:
             return Zero3Config(
@@ -102,6 +101,11 @@ def read(path: Path) -> dict[str, Any]:
         switched = value in (None, {}, {"enabled": False}) or (key in ("fp16", "bf16") and "enabled" not in value)
         if not switched:
             raise reject(_KEY, path, f"sets {key}={json.dumps(value)}: take it out and set {ours}")
+    section = said.get("zero_optimization") or {}
+    for key in ("offload_optimizer", "offload_param"):
+        if (section.get(key) or {}).get("device") == "nvme":
+            remedy = f"sets {key} to a disk, from which DeepSpeed does not take a run up as it was; use cpu"
+            raise reject(_KEY, path, remedy)
     return said
 
 

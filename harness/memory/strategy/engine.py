@@ -32,8 +32,8 @@ class Zero(DeepSpeedStrategy):
 
     name: str
     """On the command line."""
-    keeps: Callable[[Weight], bool]
-    """Says which weights are whole from behind one step to behind the next."""
+    keeps: Callable[[Weight], bool] | None
+    """Says which weights are whole from behind one step to behind the next, beside those of DeepSpeed's choice."""
 
     def setup_environment(self) -> None:
         """Starts the process group.
@@ -60,7 +60,7 @@ class Zero(DeepSpeedStrategy):
                 set_z3_leaf_module(block, True)
         super().setup(trainer)
         if module.parallel.sharded:
-            chosen = [p for p in module.parameters() if self.keeps(_known(p))]
+            chosen = [p for p in module.parameters() if self.keeps is not None and self.keeps(_known(p))]
             keep_whole(chosen, self.deepspeed_engine.optimizer.persistent_parameters)
 
     def teardown(self) -> None:
@@ -69,7 +69,7 @@ class Zero(DeepSpeedStrategy):
         super().teardown()
 
 
-def make(name: str, settings: dict[str, Any], keeps: Callable[[Weight], bool]) -> Zero:
+def make(name: str, settings: dict[str, Any], keeps: Callable[[Weight], bool] | None) -> Zero:
     """Makes the strategy.
 
     Args:

@@ -52,12 +52,14 @@ class ZeroConfig(StrategyConfig):
 
 @dataclass(kw_only=True, slots=True)
 class OffloadConfig(ZeroConfig):
-    """Shared fields of the stages that can keep state outside of the GPU."""
+    """Shared fields of the stages that can keep state outside of the GPU.
+
+    Nothing goes to a disk (ZeRO-Infinity): DeepSpeed 0.19 does not find the optimiser's state there when a run goes on,
+    leaves it where it was under stage 2, and reads ahead more layers than it has buffers for.
+    """
 
     offload_optimizer: bool = False
     """Keep the optimiser's state in the host's memory, where it also runs (arXiv 2101.06840)."""
-    nvme_path: str | None = None
-    """Folder on a fast disk for what is offloaded (ZeRO-Infinity, arXiv 2104.07857); null: the host's memory."""
     pin_memory: bool = False
     """Page-locked host memory for what is offloaded: faster copies, and nobody else can use it."""
 
@@ -72,7 +74,7 @@ def build_stage(
     config: ZeroConfig,
     ranks: "Ranks",
     *,
-    keeps: "Callable[[Weight], bool]" = lambda weight: False,
+    keeps: "Callable[[Weight], bool] | None" = None,
     **extra: Any,
 ) -> "Parallel":
     """Makes the strategy of a stage.
@@ -81,7 +83,7 @@ def build_stage(
         stage: 1, 2 or 3.
         config: Its settings.
         ranks: Of the run.
-        keeps: Says which weights stage 3 leaves whole within a step.
+        keeps: Says which weights stage 3 leaves whole within a step; None: DeepSpeed's choice alone.
         extra: What else stands in DeepSpeed's `zero_optimization`.
     """
     settings = asdict(config)
@@ -97,17 +99,14 @@ def offload(config: OffloadConfig, *, params: bool = False) -> dict[str, Any]:
         UserError: A setting has no effect.
     """
     target: dict[str, Any] = {"device": "cpu", "pin_memory": config.pin_memory}
-    if config.nvme_path is not None:
-        target |= {"device": "nvme", "nvme_path": config.nvme_path}
     names = [name for name, wanted in (("optimizer", config.offload_optimizer), ("param", params)) if wanted]
-    for key in ("nvme_path", "pin_memory"):
-        if getattr(config, key) and not names:
-            raise reject(f"memory.strategy.{key}", getattr(config, key), "has no effect: nothing is offloaded")
+    if config.pin_memory and not names:
+        raise reject("memory.strategy.pin_memory", "true", "has no effect: nothing is offloaded")
     return {f"offload_{name}": dict(target) for name in names}
 
 
 def build_json(
-    name: str, settings: dict[str, Any], ranks: "Ranks", keeps: "Callable[[Weight], bool]" = lambda weight: False
+    name: str, settings: dict[str, Any], ranks: "Ranks", keeps: "Callable[[Weight], bool] | None" = None
 ) -> "Parallel":
     """Makes Lightning's DeepSpeedStrategy.
 

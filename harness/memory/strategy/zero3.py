@@ -45,26 +45,26 @@ class Zero3Config(OffloadConfig):
     def __post_init__(self) -> None:
         """Checks ranges."""
         OffloadConfig.__post_init__(self)
-        for key in ("keep_trained", "param_persistence_threshold"):
-            if self.quantized_weights and (given := getattr(self, key)):
-                remedy = "what it keeps is exact or of 8 bits by what ran before, with quantized_weights; leave it out"
-                raise reject(f"memory.strategy.{key}", str(given).lower(), remedy)
         for key in ("prefetch_bucket_size", "param_persistence_threshold", "max_live_parameters"):
             if (getattr(self, key) or 0) < 0:
                 raise reject(f"memory.strategy.{key}", getattr(self, key), "must be 0 or more")
         if self.hpz_partition_size < 1:
             raise reject("memory.strategy.hpz_partition_size", self.hpz_partition_size, "must be 1 or more")
+        for key in ("keep_trained", "param_persistence_threshold"):
+            if self.quantized_weights and (given := getattr(self, key)):
+                remedy = "what is kept would be exact or of 8 bits by turns, with quantized_weights; leave it out"
+                raise reject(f"memory.strategy.{key}", str(given).lower(), remedy)
 
     def held(self, model: Model, processes: int) -> Bytes:
         """Returns what stage 2 has, with a share of the weights, and what is gathered at once."""
         found, own = OffloadConfig.held(self, model, processes), 2 * model.trained_values
         live = min(2 * self.max_live_parameters, model.outside + 2 * model.largest_layer)
         copies = 1 / processes + (1 / self.hpz_partition_size if self.hpz_partition_size > 1 else 0)
-        kept = own if self.keeps(model.trained_bytes / model.whole.weights) else 0
+        kept = own if self.keeps_trained(model.trained_bytes / model.whole.weights) else 0
         weights = found.weights * (0 if self.offload_param else copies) + kept + live
         return Bytes(weights, found.gradients - own + own / processes, found.state)
 
-    def keeps(self, trained_share: float) -> bool:
+    def keeps_trained(self, trained_share: float) -> bool:
         """Says whether what trains is whole within a step.
 
         Args:
@@ -89,7 +89,7 @@ def build(config: Zero3Config, ranks: "Ranks") -> "Parallel":
     if ranks.world_size % config.hpz_partition_size:
         remedy = f"{ranks.world_size} processes do not make groups of it; give a divisor"
         raise reject("memory.strategy.hpz_partition_size", config.hpz_partition_size, remedy)
-    keeps_trained, threshold = config.keeps(ranks.trained_share), config.param_persistence_threshold
+    keeps_trained, threshold = config.keeps_trained(ranks.trained_share), config.param_persistence_threshold
     keeps_vectors = threshold is None and not config.quantized_weights
 
     def keeps(weight: "Weight") -> bool:

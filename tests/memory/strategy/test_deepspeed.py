@@ -38,6 +38,10 @@ def test_what_is_auto_is_left_to_the_run(write):
         ("[]", "must hold one JSON object"),
         ({"gradient_clipping": 1.0}, r"sets gradient_clipping=1\.0: take it out and set optim\.max_grad_norm"),
         ({"optimizer": {"type": "AdamW"}}, r"sets optimizer=.*: take it out and set optim=<name>"),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "/x"}}},
+            "sets offload_param to a disk, from which DeepSpeed does not take a run up as it was; use cpu",
+        ),
         ({"fp16": {"enabled": True}}, r"sets fp16=.*: take it out and set memory\.precision"),
     ],
 )
