@@ -66,7 +66,7 @@ def split(span: str) -> tuple[dict[str, str], list[str]]:
 
 
 def place(key: str) -> tuple[str, str]:
-    """Splits `memory.strategy.nvme_path` into the innermost group and the key below it."""
+    """Splits `memory.strategy.shard_size` into the innermost group and the key below it."""
     found = [group for group in registry.GROUPS if key.startswith(registry.key_of(group) + ".")]
     group = max(found, key=len, default=key.partition(".")[0])
     return group, key[len(group) + 1 :]
