@@ -136,7 +136,7 @@ def build_json(
         "gradient_clipping": ranks.max_grad_norm or 0.0,
         **settings,
     }
-    section = settings.get("zero_optimization", {})
+    section = settings.get("zero_optimization") or {}
     stage = section.get("stage", 0)
     if stage == 3:
         # DeepSpeed's own linear function keeps no view of a gathered weight until the backward pass. Compiled layers

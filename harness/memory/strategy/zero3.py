@@ -29,10 +29,10 @@ class Zero3Config(OffloadConfig):
     keep_trained: bool | None = None
     """Keep weights that train whole within a step on every process, where others come and go with their layer; their
     gradients and state are split in any case. Null: where they are at most a sixteenth of the model's bytes, as most
-    adapters are, and gathered as they are."""
+    adapters are, and without `quantized_weights`."""
     param_persistence_threshold: int | None = None
-    """Weights with no more values are kept whole as well. Null: norms and biases are, where they are gathered as they
-    are; of matrices none."""
+    """Weights with no more values are kept whole as well. Null: norms and biases are, without `quantized_weights`, and
+    no matrix."""
     max_live_parameters: int = 1_000_000_000
     """Values that are whole on a GPU at once, at most."""
     hpz_partition_size: int = 1
