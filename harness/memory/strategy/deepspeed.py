@@ -57,16 +57,17 @@ class DeepspeedConfig(StrategyConfig):
         from harness.memory.strategy.zero2 import Zero2Config
         from harness.memory.strategy.zero3 import Zero3Config
 
-        section = read(Path(self.file)).get("zero_optimization") or {}
-        devices = {key: (section.get(f"offload_{key}") or {}).get("device") for key in ("optimizer", "param")}
-        on_host = {key for key, device in devices.items() if device not in (None, "none")}
-        stage = section.get("stage", 0)
+        settings = read(Path(self.file))
+        on_host = {key for key, device in _offloaded(settings) if device not in (None, "none")}
+        stage = (settings.get("zero_optimization") or {}).get("stage", 0)
         if stage == 3:
             return Zero3Config(
-                keep_trained=False, offload_optimizer="optimizer" in on_host, offload_param="param" in on_host
+                keep_trained=False,
+                offload_optimizer="offload_optimizer" in on_host,
+                offload_param="offload_param" in on_host,
             ).held(model, processes)
         kind = Zero2Config if stage == 2 else OffloadConfig
-        return kind(offload_optimizer="optimizer" in on_host).held(model, processes if stage else 1)
+        return kind(offload_optimizer="offload_optimizer" in on_host).held(model, processes if stage else 1)
 
 
 @register("memory/strategy", DeepspeedConfig)
@@ -78,7 +79,7 @@ def build(config: DeepspeedConfig, ranks: "Ranks") -> "Parallel":
         ranks: Of the run.
 
     Raises:
-        UserError: The file can not be read, or says what the run's own keys say.
+        UserError: The file can not be read, says what the run's own keys say, or names a disk.
     """
     return build_json(config.name, read(Path(config.file)), ranks)
 
@@ -101,12 +102,17 @@ def read(path: Path) -> dict[str, Any]:
         switched = value in (None, {}, {"enabled": False}) or (key in ("fp16", "bf16") and "enabled" not in value)
         if not switched:
             raise reject(_KEY, path, f"sets {key}={json.dumps(value)}: take it out and set {ours}")
-    section = said.get("zero_optimization") or {}
-    for key in ("offload_optimizer", "offload_param"):
-        if (section.get(key) or {}).get("device") == "nvme":
+    for key, device in _offloaded(said):
+        if device == "nvme":
             remedy = f"sets {key} to a disk, from which DeepSpeed does not take a run up as it was; use cpu"
             raise reject(_KEY, path, remedy)
     return said
+
+
+def _offloaded(settings: dict[str, Any]) -> list[tuple[str, str | None]]:
+    """Returns DeepSpeed's sections of what is offloaded, and where to."""
+    section = settings.get("zero_optimization") or {}
+    return [(key, (section.get(key) or {}).get("device")) for key in ("offload_optimizer", "offload_param")]
 
 
 def without_auto(value: Any) -> Any:

@@ -89,24 +89,24 @@ def build(config: Zero3Config, ranks: "Ranks") -> "Parallel":
     if ranks.world_size % config.hpz_partition_size:
         remedy = f"{ranks.world_size} processes do not make groups of it; give a divisor"
         raise reject("memory.strategy.hpz_partition_size", config.hpz_partition_size, remedy)
-    keeps_trained, threshold = config.keeps_trained(ranks.trained_share), config.param_persistence_threshold
-    keeps_vectors = threshold is None and not config.quantized_weights
+    keeps_trained, threshold = config.keeps_trained(ranks.trained_share), config.param_persistence_threshold or 0
+    keeps_vectors = config.param_persistence_threshold is None and not config.quantized_weights
 
     def keeps(weight: "Weight") -> bool:
-        return (keeps_trained and weight.trains) or (keeps_vectors and weight.dims == 1)
+        chosen = (keeps_trained and weight.trains) or (keeps_vectors and weight.dims == 1)
+        return chosen or weight.values <= threshold
 
     ahead = config.prefetch_bucket_size
     if ahead is None:
         # What is split of it, and not more: DeepSpeed stops with the weight that reaches the number.
-        split = (weight.values for weight in ranks.layer if not keeps(weight))
-        ahead = sum(values for values in split if values > (threshold or 0))
+        ahead = sum(weight.values for weight in ranks.layer if not keeps(weight))
     made = build_stage(
         3,
         config,
         ranks,
         keeps=keeps,
         stage3_prefetch_bucket_size=ahead,
-        stage3_param_persistence_threshold=threshold or 0,
+        stage3_param_persistence_threshold=threshold,
         stage3_max_live_parameters=config.max_live_parameters,
         zero_hpz_partition_size=config.hpz_partition_size,
         zero_quantized_weights=config.quantized_weights,

@@ -183,9 +183,12 @@ def test_compiled_blocks_train_alike(group, figures, tuner):
         (["trainer.async_save=true"], r"trainer\.async_save=true: all ranks write their parts of a checkpoint under"),
         (["memory=fp8_base"], "memory=fp8_base: memory/strategy=fsdp2 can not hold weights of 8 bits"),
         (["memory.precision=fp16"], r"memory\.precision=fp16: memory/strategy=fsdp2 has no scaler"),
-        (
-            ["optim=lisa", "tuner=full"],
-            "optim=lisa: has state for other layers each time, of which memory/strategy=fsdp2 saves parts",
+        *(
+            (
+                ["optim=lisa", "tuner=full", f"memory.strategy.replicate_trained={whole}"],
+                "optim=lisa: has state for other layers each time, of which memory/strategy=fsdp2 saves parts",
+            )
+            for whole in ("null", "true")
         ),
         (["memory.strategy.shard_size=0"], r"memory\.strategy\.shard_size=0: must be 1 or more"),
     ],

@@ -139,11 +139,11 @@ def test_what_is_whole_is_gathered_at_once_and_not_from_copies_of_before_the_ste
             all_gather_coalesced=lambda share: gathered.append(share) or SimpleNamespace(wait=lambda: None),
         )
 
-    norm, adapter, matrix, there = make(False, True), make(True, False), make(False, False), make(False, True)
+    norm, adapter, there = make(False, True), make(True, False), make(False, True)
     there.ds_status = ZeroParamStatus.AVAILABLE
     persistent = [norm, there]
     keep_whole([adapter], persistent)
-    assert persistent == [norm, there, adapter] and adapter.ds_persist and not matrix.ds_persist
+    assert persistent == [norm, there, adapter] and adapter.ds_persist
     norm.all_gather(persistent)
     assert gathered == [[adapter], [norm]]
     assert adapter.ds_secondary_tensor is None and norm.ds_secondary_tensor is copy
