@@ -4,7 +4,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +19,9 @@ from harness.data.extent import Extent
 from harness.data.features.lookup import Lookup
 from harness.data.index.build import build
 from harness.data.index.samples import SampleIndex, index
+from harness.data.index_plan import IndexPlan, make_units
 from harness.data.layout import PADDED, Layout, training_layout
 from harness.data.loader import MakeBatch, MakePrompts, Planned, StepLoader, load
-from harness.data.order import micro_batches
-from harness.data.packing import Units, best_fit, efficiency, singles, token_batches
 from harness.data.row import Rows, RowStream, Sources
 from harness.data.row_error import RowError
 from harness.data.stream_plan import StreamPlan
@@ -93,7 +92,8 @@ class DataModule(L.LightningDataModule):
         self._val_batch_size = val_batch_size
         self._key = key
         self._sharers = sequence_parallel
-        self._units: Units | None = None
+        self._plan: IndexPlan | None = None
+        """Of known rows; None of a stream."""
         self._loader: StepLoader | None = None
         self._ready: StepLoader | None = None
         """Started, and not yet asked for by the trainer."""
@@ -114,7 +114,8 @@ class DataModule(L.LightningDataModule):
         else:
             self.train_samples = self._index("train", sources.train)
             _check_channels(config.channels, self.train_samples)
-            self._units = self._plan(self.train_samples)
+            units = make_units(self.train_samples, config, self._seed)
+            self._plan = IndexPlan(self.train_samples, units, config, self._seed, self._batch_size, self._accumulate)
         if len(sources.val):
             self.val_samples = self._index("val", sources.val)
             if config.generation.enabled:
@@ -127,9 +128,7 @@ class DataModule(L.LightningDataModule):
 
     def steps_per_epoch(self, world_size: int) -> int:
         """Optimiser steps in which every training row is seen once or more; of a stream, all steps of the run."""
-        if self._units is None:
-            return self.total_steps
-        return -(-len(self._units) // (self._batch_size * self._accumulate * (world_size // self._sharers)))
+        return self.total_steps if self._plan is None else self._plan.steps_per_epoch(world_size // self._sharers)
 
     def train_dataloader(self) -> StepLoader:
         """Returns this rank's batches from `start_step` to `total_steps`, with workers that were started before."""
@@ -180,10 +179,8 @@ class DataModule(L.LightningDataModule):
 
     def _micro_batches(self, rank: int, world_size: int, first: int, account: Account) -> Iterator[Planned]:
         """Yields the plan from a micro-batch on; the account is for the rows of a stream."""
-        if self.train_samples is not None:
-            return self._planned(rank, world_size, first)
-        readers = rank // self._sharers, world_size // self._sharers
-        return self._stream(account).micro_batches(*readers, first)
+        plan = self._stream(account) if self._plan is None else self._plan
+        return plan.micro_batches(*self._reader(rank, world_size), first)
 
     def _make_loader(self, rank: int, world_size: int) -> StepLoader:
         if self.train_samples is None:
@@ -213,6 +210,8 @@ class DataModule(L.LightningDataModule):
         """
         assert batch_size * accumulate == self._batch_size * self._accumulate and self._ready is None
         self._batch_size, self._accumulate = batch_size, accumulate
+        if self._plan is not None:
+            self._plan = replace(self._plan, batch_size=batch_size, accumulate=accumulate)
 
     def largest_batch(self, batch_size: int | None = None) -> Extent | None:
         """Returns bounds on the micro-batches of training; None where they are a stream's without a bound.
@@ -220,49 +219,34 @@ class DataModule(L.LightningDataModule):
         Args:
             batch_size: Units of a micro-batch on one rank; None: as set.
         """
-        samples, size = self.train_samples, batch_size or self._batch_size
-        longest = self._config.pack_length() or self._config.max_tokens_per_batch
-        if samples is None:
-            tokens = longest or self._config.max_length
-            return None if tokens is None else Extent(size * tokens, size * tokens, size * tokens)
-        assert self._units is not None
-        lengths, visual, supervised = map(self._units.sums, (samples.lengths, samples.visual, samples.supervised))
-        # Without packing, rows are padded to the longest.
-        tokens = size * (longest or int(samples.lengths.max()))
-        if self._config.padding_free and not longest:
-            tokens = _largest(lengths, size)
-        return Extent(tokens, _largest(visual, size), _largest(supervised, size))
+        size = batch_size or self._batch_size
+        if self._plan is not None:
+            return self._plan.extent(size)
+        tokens = self._config.pack_length() or self._config.max_tokens_per_batch or self._config.max_length
+        return None if tokens is None else Extent(size * tokens, size * tokens, size * tokens)
 
     def largest_planned(self, rank: int, world_size: int) -> list[Batch]:
         """Makes those micro-batches of the steps to come, of an epoch at most, that have most tokens and most to see.
 
         Of a stream there are none. The loader's own position does not move.
         """
-        if self.train_samples is None:
+        if self._plan is None:
             return []
-        number = min(self.total_steps - self.start_step, self.steps_per_epoch(world_size)) * self._accumulate
-        planned = list(islice(self._planned(rank, world_size, self.start_step * self._accumulate), number))
-        visual, layout = self.train_samples.visual, training_layout(self._config)
-        chosen = {max(range(len(planned)), key=lambda i: self._padded(planned[i])): None}
-        chosen[max(range(len(planned)), key=lambda i: visual[np.concatenate(planned[i].units)].sum())] = None
-        make = MakeBatch(self.train_samples, self.encoder, layout, self._skip)
-        return [make(planned[index].units) for index in chosen]
+        start, steps = self.start_step, min(self.total_steps - self.start_step, self.steps_per_epoch(world_size))
+        reader = self._reader(rank, world_size)
+        planned = self._plan.largest(*reader, start * self._accumulate, steps * self._accumulate)
+        make = MakeBatch(self.train_samples, self.encoder, training_layout(self._config), self._skip)
+        return [make(largest.units) for largest in planned]
 
     def largest_val(self, rank: int, world_size: int) -> Batch | None:
         """Makes the validation batch of most tokens; None without validation rows."""
         if (samples := self.val_samples) is None:
             return None
-        plan = _plan(samples.lengths, self._val_batch_size, rank, world_size)
+        plan = _deal(samples.lengths, self._val_batch_size, rank, world_size)
         if not plan:
             return None
         rows = max(plan, key=lambda rows: len(rows) * int(samples.lengths[rows].max()))
         return MakeBatch(samples, self.encoder, PADDED, self._skip)([rows])
-
-    def _padded(self, planned: Planned) -> int:
-        """Returns the tokens of a micro-batch, padding included."""
-        assert self.train_samples is not None
-        lengths = [self.train_samples.lengths[np.asarray(unit)].sum() for unit in planned.units]
-        return int(sum(lengths)) if self._config.padding_free else len(lengths) * int(max(lengths))
 
     def gather_left_out(self) -> None:
         """Counts on every rank what any rank had to leave out; all ranks call it together."""
@@ -307,8 +291,7 @@ class DataModule(L.LightningDataModule):
         Ranks get equally many batches unless there are too few rows for that, when the last ranks get one batch less.
         """
         assert self.val_samples is not None
-        readers = rank // self._sharers, world_size // self._sharers
-        plan = _plan(self.val_samples.lengths, self._val_batch_size, *readers)
+        plan = _deal(self.val_samples.lengths, self._val_batch_size, *self._reader(rank, world_size))
         make = MakeBatch(self.val_samples, self.encoder, self._shared(PADDED, rank), self._skip, self._lookup())
         leave_out = self._leave_out("val")
         for batch in load(make, ([rows] for rows in plan), self._config.workers):
@@ -318,9 +301,13 @@ class DataModule(L.LightningDataModule):
     def prompt_batches(self, rank: int, world_size: int) -> Iterator[PromptBatch]:
         """Yields this rank's share of the prompts, longest first; none unless generation is enabled."""
         lengths = np.array([len(prompt.sample.ids) for prompt in self.prompts], dtype=np.int64)
-        plan = _plan(lengths, self._val_batch_size, rank, world_size)
+        plan = _deal(lengths, self._val_batch_size, rank, world_size)
         made = load(MakePrompts(self.prompts, self.encoder, self._skip), plan, self._config.workers)
         yield from (batch for batch in made if batch is not None)
+
+    def _reader(self, rank: int, world_size: int) -> tuple[int, int]:
+        """Returns which reader of batches a rank is, and of how many: neighbours may share theirs."""
+        return rank // self._sharers, world_size // self._sharers
 
     def _shared(self, layout: Layout, rank: int) -> Layout:
         return layout if self._sharers == 1 else replace(layout, shared=(rank % self._sharers, self._sharers))
@@ -343,42 +330,6 @@ class DataModule(L.LightningDataModule):
             left = ", ".join(filter(None, (account.skipped.text(), account.dropped.text())))
             raise UserError(f"no {split} row is left of {len(rows):,}: {left or 'there are none'}")
         return samples
-
-    def _plan(self, samples: SampleIndex) -> Units:
-        capacity, budget = self._config.pack_length(), self._config.max_tokens_per_batch
-        if capacity is not None:
-            units = best_fit(samples.lengths, capacity, self._seed)
-            share = 100 * efficiency(units, samples.lengths, capacity)
-            log.info("packing: %s packs of %s tokens, %.1f %% filled", f"{len(units):,}", f"{capacity:,}", share)
-            return units
-        if budget is not None:
-            return token_batches(samples.lengths, budget, not self._config.padding_free, self._seed)
-        return singles(len(samples))
-
-    def _planned(self, rank: int, world_size: int, start: int) -> Iterator[Planned]:
-        assert self._units is not None and self.train_samples is not None
-        units, samples = self._units, self.train_samples
-        rank, world_size = rank // self._sharers, world_size // self._sharers
-        supervised, tokens, visual = map(units.sums, (samples.supervised, samples.lengths, samples.visual))
-        several = world_size > 1
-        # Packs are equally long: those of like images meet in a step, so that of several ranks none waits. One rank
-        # does it too, for a step to be the same on any number of them.
-        alike = tokens if self._config.group_by_length else visual if self._config.packing else None
-        order = micro_batches(
-            self._seed,
-            len(units),
-            self._batch_size,
-            world_size,
-            rank,
-            self._config.shuffle,
-            start,
-            accumulate=self._accumulate,
-            lengths=alike,
-            visual=visual if several else None,
-            tokens=tokens if several else None,
-        )
-        for numbers in order:
-            yield Planned([units[number] for number in numbers], int(supervised[numbers].sum()))
 
     def _stream(self, account: Account) -> StreamPlan:
         stream = self._sources.train
@@ -412,13 +363,7 @@ def _check_channels(names: Sequence[str], samples: SampleIndex) -> None:
             raise reject("data.channels", name, "no training row has this channel; the doctor counts those there are")
 
 
-def _largest(values_U: np.ndarray, number: int) -> int:
-    """Returns the sum of the largest values: an order of units may bring them together, and once more with the next."""
-    again = np.tile(values_U, number // len(values_U) + 2)
-    return int(np.sort(again)[-number:].sum())
-
-
-def _plan(lengths: np.ndarray, batch_size: int, rank: int, world_size: int) -> list[list[int]]:
+def _deal(lengths: np.ndarray, batch_size: int, rank: int, world_size: int) -> list[list[int]]:
     """Deals rows, longest first, into batches of nearly equal numbers of rows, equally many for each rank."""
     order = np.argsort(-lengths, kind="stable").tolist()
     rounds = -(-len(order) // (batch_size * world_size))

@@ -99,7 +99,7 @@ def test_nothing_left_and_nothing_to_generate(rows, make_module):
 def test_an_epoch_sees_each_row_once_in_every_layout(rows, make_module, settings):
     module = make_module(_sources(rows), batch_size=1, **settings)
     module.prepare()
-    units = len(module._units)
+    units = len(module._plan.units)
     # Steps of two micro-batches: one unit too many where their number is odd.
     batches = _batches(module, steps=module.steps_per_epoch(1))[:units]
     assert sorted(origin for batch in batches for origin in batch.origins) == sorted(f"f:{i}" for i in range(23))
