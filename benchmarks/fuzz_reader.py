@@ -139,7 +139,7 @@ def _named(account: Any) -> dict[str, str]:
 
 def _delivered(data: DataModule) -> set[str]:
     """Runs through an epoch and returns the rows that came up; each step's tokens have to add up."""
-    data.total_steps = data.steps_per_epoch(1)
+    data.total_steps = data.steps(1, 1)
     data.start_workers(0, 1)
     origins: set[str] = set()
     for batch in data.train_dataloader():

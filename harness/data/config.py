@@ -185,7 +185,7 @@ class DataConfig:
     max_tokens_per_batch: int | None = None
     """Micro-batches of as many samples as this many tokens hold, padding included; trainer.batch_size stays 1."""
     group_by_length: bool = False
-    """Put samples of like length into a micro-batch, to save padding; the order stays random otherwise."""
+    """Put samples of like length into a micro-batch, to save padding; steps come in the order of a sample of theirs."""
     padding_side: PaddingSide = PaddingSide.right
     """Where a micro-batch of samples of unlike length is padded."""
     image: ImageConfig = field(default_factory=ImageConfig)
@@ -207,7 +207,8 @@ class DataConfig:
     vit_cache: VitCacheConfig = field(default_factory=VitCacheConfig)
     """Features of a frozen ViT, kept instead of computed each step."""
     shuffle: bool = True
-    """New order of the training rows each epoch, drawn from the run's seed; false keeps the order of the files."""
+    """New order of the training rows each epoch, drawn from the run's seed. false keeps the order of the files: packs
+    and batches of a token budget take the rows that come next, and are less full."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     """Exact-match validation by generation."""
 

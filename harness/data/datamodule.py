@@ -19,7 +19,7 @@ from harness.data.extent import Extent
 from harness.data.features.lookup import Lookup
 from harness.data.index.build import build
 from harness.data.index.samples import SampleIndex, index
-from harness.data.index_plan import IndexPlan, make_units
+from harness.data.index_plan import IndexPlan
 from harness.data.layout import PADDED, Layout, training_layout
 from harness.data.loader import MakeBatch, MakePrompts, Planned, StepLoader, load
 from harness.data.row import Rows, RowStream, Sources
@@ -114,8 +114,7 @@ class DataModule(L.LightningDataModule):
         else:
             self.train_samples = self._index("train", sources.train)
             _check_channels(config.channels, self.train_samples)
-            units = make_units(self.train_samples, config, self._seed)
-            self._plan = IndexPlan(self.train_samples, units, config, self._seed, self._batch_size, self._accumulate)
+            self._plan = IndexPlan.of(self.train_samples, config, self._seed, self._batch_size, self._accumulate)
         if len(sources.val):
             self.val_samples = self._index("val", sources.val)
             if config.generation.enabled:
@@ -126,9 +125,9 @@ class DataModule(L.LightningDataModule):
         """Whether some training row has an image or video; a stream may."""
         return self.train_samples is None or self.accounts["train"].visual_tokens > 0
 
-    def steps_per_epoch(self, world_size: int) -> int:
-        """Optimiser steps in which every training row is seen once or more; of a stream, all steps of the run."""
-        return self.total_steps if self._plan is None else self._plan.steps_per_epoch(world_size // self._sharers)
+    def steps(self, epochs: float, world_size: int) -> int:
+        """Optimiser steps in which every training row is seen `epochs` times; of a stream, all steps of the run."""
+        return self.total_steps if self._plan is None else self._plan.steps(epochs, world_size // self._sharers)
 
     def train_dataloader(self) -> StepLoader:
         """Returns this rank's batches from `start_step` to `total_steps`, with workers that were started before."""
@@ -232,7 +231,7 @@ class DataModule(L.LightningDataModule):
         """
         if self._plan is None:
             return []
-        start, steps = self.start_step, min(self.total_steps - self.start_step, self.steps_per_epoch(world_size))
+        start, steps = self.start_step, min(self.total_steps - self.start_step, self.steps(1, world_size))
         reader = self._reader(rank, world_size)
         planned = self._plan.largest(*reader, start * self._accumulate, steps * self._accumulate)
         make = MakeBatch(self.train_samples, self.encoder, training_layout(self._config), self._skip)

@@ -1,9 +1,12 @@
 """Micro-batches of rows that are all known before training: units of samples, and the order in which they come."""
 
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import islice
+from typing import Self
 
 import numpy as np
 
@@ -12,7 +15,7 @@ from harness.data.extent import Extent
 from harness.data.index.samples import SampleIndex
 from harness.data.loader import Planned
 from harness.data.order import micro_batches
-from harness.data.packing import Units, best_fit, efficiency, singles, token_batches
+from harness.data.packing import Units, efficiency, units_of
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +33,19 @@ class IndexPlan:
     accumulate: int
     """Micro-batches of a step."""
 
-    def steps_per_epoch(self, readers: int) -> int:
-        """Optimiser steps in which every unit is drawn once or more."""
-        return -(-len(self.units) // (self.batch_size * self.accumulate * readers))
+    @classmethod
+    def of(cls, samples: SampleIndex, config: DataConfig, seed: int, batch_size: int, accumulate: int) -> Self:
+        """Makes the units."""
+        units = units_of(samples.lengths, config, seed)
+        if (capacity := config.pack_length()) is not None:
+            share = 100 * efficiency(units, samples.lengths, capacity)
+            log.info("packing: %s packs of %s tokens, %.1f %% filled", f"{len(units):,}", f"{capacity:,}", share)
+        return cls(samples, units, config, seed, batch_size, accumulate)
+
+    def steps(self, epochs: float, readers: int) -> int:
+        """Optimiser steps that draw every unit `epochs` times: as many as that takes, no step being cut short."""
+        # 1.1 times 10 is 11.000000000000002 in floating point, a step too many.
+        return math.ceil(Fraction(str(epochs)) * len(self.units) / (self.batch_size * self.accumulate * readers))
 
     def micro_batches(self, reader: int, readers: int, start: int) -> Iterator[Planned]:
         """Yields a reader's micro-batches without end, from number `start` on."""
@@ -40,8 +53,9 @@ class IndexPlan:
         supervised, tokens, visual = map(units.sums, (samples.supervised, samples.lengths, samples.visual))
         several = readers > 1
         # Packs are equally long: those of like images meet in a step, so that of several ranks none waits. One rank
-        # does it too, for a step to be the same on any number of them.
-        alike = tokens if self.config.group_by_length else visual if self.config.packing else None
+        # does it too, for a step to be the same on any number of them. An order that is to stay stays.
+        images_meet = self.config.packing and self.config.shuffle
+        alike = tokens if self.config.group_by_length else visual if images_meet else None
         order = micro_batches(
             self.seed,
             len(units),
@@ -80,25 +94,6 @@ class IndexPlan:
         """Returns the tokens of a micro-batch, padding included."""
         lengths = [self.samples.lengths[np.asarray(unit)].sum() for unit in planned.units]
         return int(sum(lengths)) if self.config.padding_free else len(lengths) * int(max(lengths))
-
-
-def make_units(samples: SampleIndex, config: DataConfig, seed: int) -> Units:
-    """Puts samples into packs, or into batches of a token budget, or leaves each by itself.
-
-    Args:
-        samples: Of training.
-        config: Settings of the data group.
-        seed: The run's.
-    """
-    capacity, budget = config.pack_length(), config.max_tokens_per_batch
-    if capacity is not None:
-        units = best_fit(samples.lengths, capacity, seed)
-        share = 100 * efficiency(units, samples.lengths, capacity)
-        log.info("packing: %s packs of %s tokens, %.1f %% filled", f"{len(units):,}", f"{capacity:,}", share)
-        return units
-    if budget is not None:
-        return token_batches(samples.lengths, budget, not config.padding_free, seed)
-    return singles(len(samples))
 
 
 def _largest(values_U: np.ndarray, number: int) -> int:

@@ -3,7 +3,7 @@
 Packs are made by best-fit decreasing: the longest sample first, each into the fullest pack that still holds it. Samples
 of one length and packs of one free room are handled together, which gives the rooms of the one-by-one algorithm and
 plans a million samples in 0.2 s. A plan depends on lengths and seed only and is the same in every epoch; the order of
-its units is drawn anew.
+its units is drawn anew. Where samples are to keep theirs, each unit takes those that come next.
 
 Shapes: N samples, U units, R records of a plan.
 """
@@ -11,9 +11,13 @@ Shapes: N samples, U units, R records of a plan.
 from array import array
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+
+if TYPE_CHECKING:
+    from harness.data.config import DataConfig
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,6 +42,24 @@ class Units:
         """Returns (U,) the sum over each unit's samples, in int64 or float64."""
         wide = np.float64 if values_N.dtype.kind == "f" else np.int64
         return np.add.reduceat(values_N[self.members], self.bounds[:-1], dtype=wide)
+
+
+def units_of(lengths_N: np.ndarray, config: "DataConfig", seed: int) -> Units:
+    """Returns packs, batches of a token budget or single samples, as the settings say.
+
+    Args:
+        lengths_N: Tokens of each sample.
+        config: Settings of the data group.
+        seed: The run's.
+    """
+    capacity = config.pack_length()
+    limit = capacity or config.max_tokens_per_batch
+    if limit is None:
+        return singles(len(lengths_N))
+    padded = capacity is None and not config.padding_free
+    if not config.shuffle:
+        return in_order(lengths_N, limit, padded)
+    return token_batches(lengths_N, limit, padded, seed)
 
 
 def singles(num_samples: int) -> Units:
@@ -79,6 +101,26 @@ def token_batches(lengths_N: np.ndarray, budget: int, padded: bool, seed: int) -
         longest = int(lengths_N[order_N[bounds[-1]]])
         bounds.append(min(bounds[-1] + budget // longest, len(order_N)))
     return Units(order_N, np.array(bounds))
+
+
+def in_order(lengths_N: np.ndarray, budget: int, padded: bool) -> Units:
+    """Returns units of at most `budget` tokens that keep the samples' order: each takes what follows as far as it fits.
+
+    Args:
+        lengths_N: Tokens of each sample, 1 to `budget`.
+        budget: Tokens of a unit.
+        padded: Count each sample of a unit as long as the longest.
+    """
+    bounds = array("q", [0])
+    longest = total = 0
+    for number, length in enumerate(lengths_N.tolist()):
+        longest, total = max(longest, length), total + length
+        if ((number + 1 - bounds[-1]) * longest if padded else total) > budget:
+            bounds.append(number)
+            longest = total = length
+    if len(lengths_N):
+        bounds.append(len(lengths_N))
+    return Units(np.arange(len(lengths_N), dtype=np.int32), np.array(bounds))
 
 
 def efficiency(units: Units, lengths_N: np.ndarray, capacity: int) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 from harness.data.account import Account
 from harness.data.config import DataConfig
 from harness.data.loader import Planned
-from harness.data.packing import best_fit, token_batches
+from harness.data.packing import units_of
 from harness.data.row import RowStream
 from harness.data.row_error import RowError
 from harness.data.template.encoder import Dropped, EncodedSample, Encoder
@@ -69,14 +69,11 @@ class StreamPlan:
             if tokens < _POOL * limit:
                 continue
             lengths = np.array([len(item.ids) for item in pool])
-            if capacity is not None:
-                units = best_fit(lengths, capacity, self.seed)
-            else:
-                units = token_batches(lengths, limit, not self.config.padding_free, self.seed)
-            # The emptiest waits for samples that fill it.
-            emptiest = int(np.argmin(units.sums(lengths)))
+            units = units_of(lengths, self.config, self.seed)
+            # The emptiest waits for samples that fill it; where they keep their order, the last.
+            waits = int(np.argmin(units.sums(lengths))) if self.config.shuffle else -1
             made = [[pool[i] for i in units[number].tolist()] for number in range(len(units))]
-            pool = made.pop(emptiest)
+            pool = made.pop(waits)
             tokens = sum(len(item.ids) for item in pool)
             yield from made
 

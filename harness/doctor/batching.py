@@ -10,7 +10,7 @@ import numpy as np
 
 from harness.config import RunConfig
 from harness.data.order import micro_batches
-from harness.data.packing import Units, best_fit, efficiency, singles, token_batches
+from harness.data.packing import Units, best_fit, efficiency, in_order, units_of
 from harness.doctor.split import Split
 from harness.doctor.wording import counted
 from harness.logging.table import show as show_table
@@ -22,7 +22,7 @@ PACKS = (4_096, 8_192, 16_384)
 def measure(split: Split, config: RunConfig) -> dict[str, Any]:
     """Returns a row for each layout, the one that is set marked, and the steps of an epoch."""
     lengths, data = split.samples.lengths, config.data
-    units = plan(lengths, config)
+    units = units_of(lengths, data, config.seed)
     rounds = config.trainer.batch_size * config.trainer.accumulate * config.data_ranks
     steps = None if split.streamed else -(-len(units) // rounds)
     together = max(1, round(config.trainer.batch_size * len(lengths) / len(units)))
@@ -36,18 +36,8 @@ def measure(split: Split, config: RunConfig) -> dict[str, Any]:
     if (budget := data.max_tokens_per_batch) is not None:
         layouts.append(_budget(units, lengths, budget, data.padding_free))
     capacity = data.pack_length()
-    layouts += [_packed(lengths, length, config.seed, capacity) for length in sorted({*PACKS, capacity or PACKS[0]})]
+    layouts += [_packed(lengths, length, config, capacity) for length in sorted({*PACKS, capacity or PACKS[0]})]
     return {"layouts": layouts, "steps_per_epoch": steps, "streamed": split.streamed}
-
-
-def plan(lengths: np.ndarray, config: RunConfig) -> Units:
-    """Returns what a training step draws under the config, as `DataModule` plans it."""
-    data = config.data
-    if (capacity := data.pack_length()) is not None:
-        return best_fit(lengths, capacity, config.seed)
-    if data.max_tokens_per_batch is not None:
-        return token_batches(lengths, data.max_tokens_per_batch, not data.padding_free, config.seed)
-    return singles(len(lengths))
 
 
 def show(batching: dict[str, Any]) -> None:
@@ -82,16 +72,14 @@ def _padded(lengths: np.ndarray, batch_size: int, config: RunConfig, grouped: bo
     return {"layout": name, "batches": number, "left_out": 0, "filled": float(filled)}
 
 
-def _packed(lengths: np.ndarray, capacity: int, seed: int, wanted: int | None) -> dict[str, Any]:
+def _packed(lengths: np.ndarray, capacity: int, config: RunConfig, wanted: int | None) -> dict[str, Any]:
     fitting = lengths[lengths <= capacity]
-    units = best_fit(fitting, capacity, seed) if len(fitting) else None
-    return {
-        "layout": f"packed to {capacity:,}",
-        "batches": len(units) if units is not None else 0,
-        "left_out": len(lengths) - len(fitting),
-        "filled": efficiency(units, fitting, capacity) if units is not None else 0.0,
-        "set": capacity == wanted,
-    }
+    row = {"layout": f"packed to {capacity:,}", "left_out": len(lengths) - len(fitting), "set": capacity == wanted}
+    if not len(fitting):
+        return row | {"batches": 0, "filled": 0.0}
+    shuffled = config.data.shuffle
+    units = best_fit(fitting, capacity, config.seed) if shuffled else in_order(fitting, capacity, padded=False)
+    return row | {"batches": len(units), "filled": efficiency(units, fitting, capacity)}
 
 
 def _budget(units: Units, lengths: np.ndarray, budget: int, padding_free: bool) -> dict[str, Any]:

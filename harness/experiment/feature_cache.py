@@ -140,7 +140,7 @@ def _seen_once(config: RunConfig, data: DataModule) -> str | None:
     """Returns why no row may come a second time, or None."""
     if data.train_samples is None:
         return "rows of a stream may never come again"
-    if data.total_steps <= data.steps_per_epoch(config.trainer.world_size):
+    if data.total_steps <= data.steps(1, config.trainer.world_size):
         return "no row comes a second time in this run (mode=always keeps them for other runs)"
     return None
 

@@ -1,7 +1,6 @@
 """Builds a run from its config and trains it: data first, since its mistakes are the quickest to find."""
 
 import logging
-import math
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -284,7 +283,7 @@ def _parallel(config: RunConfig, tuned: Tuned, device: torch.device, compiled: b
 
 
 def _total_steps(config: RunConfig, data: DataModule) -> int:
-    return config.trainer.max_steps or math.ceil(config.trainer.max_epochs * data.steps_per_epoch(_world(config)))
+    return config.trainer.max_steps or data.steps(config.trainer.max_epochs, _world(config))
 
 
 def _world(config: RunConfig) -> int:

@@ -87,7 +87,7 @@ class BetweenSteps(lightning.Callback):
         self.progression = progression
         self.watchdog = watchdog
         self.log_every = config.log_every_steps
-        self.val_every = config.val_every_steps or data.steps_per_epoch(config.world_size)
+        self.val_every = config.val_every_steps or data.steps(1, config.world_size)
         self.save_every = config.save_every_steps or self.val_every
         self.val_at_start = config.val_at_start
         self.checkpoints = config.checkpoints

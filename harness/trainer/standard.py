@@ -57,7 +57,8 @@ class StandardConfig:
     max_steps: int | None = None
     """Optimiser steps; null trains for `max_epochs`."""
     max_epochs: float = 3.0
-    """Passes over the training rows, fractions allowed; unused where `max_steps` is set."""
+    """Passes over the training rows, fractions allowed; no step is cut short, so the last may begin one more. Unused
+    where `max_steps` is set."""
     batch_size: int = 16
     """Rows per device and micro-batch; packs, with `data.packing`."""
     accumulate: int = 1

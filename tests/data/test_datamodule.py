@@ -101,7 +101,7 @@ def test_an_epoch_sees_each_row_once_in_every_layout(rows, make_module, settings
     module.prepare()
     units = len(module._plan.units)
     # Steps of two micro-batches: one unit too many where their number is odd.
-    batches = _batches(module, steps=module.steps_per_epoch(1))[:units]
+    batches = _batches(module, steps=module.steps(1, 1))[:units]
     assert sorted(origin for batch in batches for origin in batch.origins) == sorted(f"f:{i}" for i in range(23))
 
 
@@ -130,7 +130,7 @@ def test_a_step_has_the_same_rows_on_one_rank_as_on_two(make_module, make_row, s
 def test_token_budget_bounds_each_batch(rows, make_module, padding_free):
     module = make_module(_sources(rows), batch_size=1, max_tokens_per_batch=60, padding_free=padding_free)
     module.prepare()
-    batches = _batches(module, steps=module.steps_per_epoch(1))
+    batches = _batches(module, steps=module.steps(1, 1))
     assert max(batch.input_ids.numel() for batch in batches) <= 60
     assert len({origin for batch in batches for origin in batch.origins}) == 23
     assert max(batch.num_samples for batch in batches) > 2
@@ -148,10 +148,36 @@ def test_training_starts_at_its_step_and_takes_rank_from_the_trainer(module):
     assert len(set(seen)) == len(seen) == 20
 
 
-def test_steps_per_epoch_cover_every_row(module):
-    assert module.steps_per_epoch(1) == 6
-    assert module.steps_per_epoch(2) == 3
-    assert module.steps_per_epoch(100) == 1
+def test_steps_cover_every_row_as_often_as_asked(module):
+    assert [module.steps(1, world_size) for world_size in (1, 2, 100)] == [6, 3, 1]
+    # 23 rows, 4 a step: three epochs are 69 rows, and not three times the six steps that one takes.
+    assert module.steps(3, 1) == 18 and module.steps(6, 1) == 35 and module.steps(0.5, 1) == 3
+
+
+def test_epochs_are_decimal_numbers(rows, make_module):
+    module = make_module(_sources(rows[:20]), batch_size=1)
+    module.prepare()
+    assert module.steps(1.1, 1) == 11
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"padding_free": True},
+        {"packing": True, "packing_length": 64},
+        {"max_tokens_per_batch": 60},
+        {"max_tokens_per_batch": 60, "padding_free": True},
+    ],
+    ids=["padded", "joined", "packed", "budget", "joined budget"],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_rows_in_the_order_of_the_files(rows, make_module, settings, stream):
+    sources = Sources(_Stream(rows, broken=None), ListRows([], "val"), "0") if stream else _sources(rows)
+    module = make_module(sources, batch_size=1, shuffle=False, **settings)
+    module.prepare()
+    seen = [origin for batch in _batches(module, steps=24) for origin in batch.origins]
+    assert seen[:46] == [f"f:{i % 23}" for i in range(46)]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 30])
@@ -180,19 +206,19 @@ def test_without_generation_or_validation_there_is_nothing_to_yield(rows, make_m
 
 
 class _Stream:
-    """Rows over and over, shared out by rank; the seventh can not be used."""
+    """Rows over and over, shared out by rank; one can not be used."""
 
     fingerprint = "stream"
 
-    def __init__(self, rows):
-        self.rows = rows
+    def __init__(self, rows, broken=6):
+        self.rows, self.broken = rows, broken
 
     def read(self, rank, world_size, seed):
         number = 0
         while True:
             if number % world_size == rank:
                 place = number % len(self.rows)
-                yield RowError("f:6", "not JSON", "not JSON") if place == 6 else self.rows[place]
+                yield RowError("f:6", "not JSON", "not JSON") if place == self.broken else self.rows[place]
             number += 1
 
 

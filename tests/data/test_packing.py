@@ -2,13 +2,14 @@
 
 import time
 from bisect import bisect_left, insort
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.data.packing import Units, best_fit, efficiency, singles, token_batches
+from harness.data.packing import Units, best_fit, efficiency, in_order, singles, token_batches
 
 CAPACITY = 40
 LENGTHS = st.lists(st.integers(1, CAPACITY), max_size=120).map(lambda values: np.array(values, dtype=np.int32))
@@ -88,6 +89,19 @@ def test_the_seed_decides_which_equal_lengths_go_together():
     assert {len(plan) for plan in plans} == {40}
     # Not in the order of the files: neighbours there would always share a pack.
     assert any(abs(pack[0] - pack[1]) > 1 for pack in plans[0])
+
+
+@settings(deadline=None)
+@given(lengths=LENGTHS, padded=st.booleans())
+def test_units_in_order_take_what_follows_as_far_as_it_fits(lengths, padded):
+    units = _lists(in_order(lengths, CAPACITY, padded))
+
+    def size(unit):
+        return max(lengths[unit]) * len(unit) if padded else sum(lengths[unit])
+
+    assert [sample for unit in units for sample in unit] == list(range(len(lengths)))
+    assert all(size(unit) <= CAPACITY for unit in units)
+    assert all(size([*unit, following[0]]) > CAPACITY for unit, following in pairwise(units))
 
 
 @settings(deadline=None)

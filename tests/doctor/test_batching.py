@@ -102,7 +102,7 @@ def test_steps_of_an_epoch_are_those_of_training(measured, processor, overrides)
     config, _, found = measured(LENGTHS * 3, *overrides)
     module = data_module(config, processor)
     module.prepare()
-    assert found["steps_per_epoch"] == module.steps_per_epoch(config.trainer.devices)
+    assert found["steps_per_epoch"] == module.steps(1, config.trainer.devices)
 
 
 def test_stream_has_no_epochs(measured, capsys):

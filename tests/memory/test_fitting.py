@@ -81,14 +81,14 @@ def test_data_is_dealt_out_anew_and_plans_ahead(make_config, processor, monkeypa
     data = data_module(config, processor)
     data.prepare()
     data.total_steps = 2
-    steps = data.steps_per_epoch(1)
+    steps = data.steps(1, 1)
     whole = data.largest_batch().tokens
     # Room for all: nothing changes; too little for anything: refused before a weight is read.
     assert fitting.plan_ahead(config, data, CPU, 1000.0).batch_size == 6
     with pytest.raises(UserError, match="nothing near it fits"):
         fitting.plan_ahead(config, data, CPU, SPARE_GIB)
     data.resize(2, 6)
-    assert data.steps_per_epoch(1) == steps and data.largest_batch().tokens * 3 == whole
+    assert data.steps(1, 1) == steps and data.largest_batch().tokens * 3 == whole
     data.trainer = type("Trainer", (), {"global_rank": 0, "world_size": 1})()
     batches = list(data.train_dataloader())
     assert [len(batch.input_ids) for batch in batches] == [2] * 12
