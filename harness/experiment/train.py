@@ -69,6 +69,7 @@ from harness.trainer.replay import watch
 from harness.trainer.standard import OnSaveError, StandardConfig, training_device
 from harness.trainer.step_profile import StepProfile
 from harness.trainer.watchdog import Watchdog, writes_stacks
+from harness.tuner.exceptions import check_exceptions
 from harness.tuner.new_tokens import settle
 from harness.tuner.outlook import Outlook
 from harness.tuner.tuned import Tuned
@@ -240,7 +241,9 @@ def _tuned(
 ) -> tuple[Tuned, Resolved]:
     """Makes the base model trainable, after the policy and within what the data reaches."""
     outlook = Outlook(data.total_steps, data.calibration_batches, device, folder.checkpoints / "start.safetensors")
-    tuned = build("tuner", config.tuner, loaded, build("freeze", config.freeze, loaded.model), outlook)
+    policy = build("freeze", config.freeze, loaded.model)
+    tuned = build("tuner", config.tuner, loaded, policy, outlook)
+    check_exceptions(tuned, policy, config.tuner.name)
     settle(tuned, loaded.new_tokens, config.model.train_new_tokens)
     check_reachable(tuned.model, data.shows_something)
     # Rows are looked through for it, which only a prediction needs.

@@ -110,4 +110,5 @@ def build(config: ComponentFreezeConfig, model: "PreTrainedModel") -> "Policy":
     for component in config.full:
         if component not in {component_of(name) for name in free}:
             raise reject("freeze.full", component.name, "all of it is frozen by the other keys; leave it out of one")
-    return Policy(frozenset(free), frozenset(name for name in free if component_of(name) in config.full))
+    exceptions = {item: frozenset(names) for item, names in freed.items()}
+    return Policy(frozenset(free), frozenset(name for name in free if component_of(name) in config.full), exceptions)

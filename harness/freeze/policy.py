@@ -1,6 +1,7 @@
 """What a freeze policy says of a model: which parameters may train."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from harness.model.component import Component, component_of, strip_peft
 
@@ -13,6 +14,8 @@ class Policy:
     """Names of the base model's parameters that are not frozen."""
     full: frozenset[str] = frozenset()
     """Of those: trained themselves even where the tuner is an adapter (mixed policies)."""
+    exceptions: Mapping[tuple[str, str], frozenset[str]] = field(default_factory=dict)
+    """Of those: what each exception names, by key and value."""
 
     def allows(self, module: str) -> bool:
         """Returns whether a module may get an adapter: some parameter of its own or below is free, and not full.

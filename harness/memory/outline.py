@@ -18,6 +18,7 @@ from harness.model.checkpoint_path import resolve
 from harness.model.loading import Loaded, skeleton
 from harness.model.qwen3_vl import Attention, Dtype
 from harness.registry import build
+from harness.tuner.exceptions import check_exceptions
 from harness.tuner.outlook import Outlook
 from harness.tuner.tuned import Tuned
 
@@ -54,12 +55,14 @@ def outline(config: RunConfig, total_steps: int = 1000) -> Tuned:
     with torch.random.fork_rng(devices=[]):
         try:
             with _META:
-                return build("tuner", _without_start(config.tuner), loaded, policy, outlook)
+                tuned = build("tuner", _without_start(config.tuner), loaded, policy, outlook)
         except (NotImplementedError, RuntimeError) as error:
             reason = str(error).splitlines()[0][:120]
             raise UserError(
                 f"tuner={config.tuner.name}: memory can not be predicted without weights ({reason})"
             ) from error
+    check_exceptions(tuned, policy, config.tuner.name)
+    return tuned
 
 
 def _without_start(tuner: Any) -> Any:
