@@ -2,14 +2,15 @@
 
 B starts at zero and m at ||W||, so the model starts unchanged. As in the paper's section 4.3 the norm is taken as a
 constant in the backward pass, which is what PEFT does. With `lora_plus_ratio` B trains
-faster than A and m (arXiv 2402.12354).
+faster than A and m (arXiv 2402.12354). A and B start as LoRA's do by default; other starts (`tuner.init`) are LoRA's
+alone.
 """
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.registry import register
-from harness.tuner.lora_like import LoraLikeConfig
+from harness.tuner.lora_like import LoraLikeConfig, wrap_lora
 
 if TYPE_CHECKING:
     from harness.freeze.policy import Policy
@@ -30,31 +31,16 @@ def build(config: DoraConfig, loaded: "Loaded", policy: "Policy", outlook: "Outl
     """Puts DoRA into the linear layers of the trainable components; each gets a magnitude per output feature.
 
     Args:
-        config: Rank, scale and targets.
+        config: Rank, scale, targets and biases.
         loaded: The frozen base model.
         policy: Where adapters may go.
         outlook: Not looked at.
     """
-    from peft import LoraConfig
-
     from harness.tuner.fused import fuse
-    from harness.tuner.layer_plan import lora_plus_scales, plan
-    from harness.tuner.peft_adapter import wrap
+    from harness.tuner.layer_plan import plan
 
     plan(loaded.model, config, policy)
-    tuned = wrap(
-        loaded,
-        policy,
-        config,
-        LoraConfig,
-        r=config.rank,
-        lora_alpha=config.alpha,
-        lora_dropout=config.dropout,
-        rank_pattern=dict(config.rank_pattern),
-        alpha_pattern=dict(config.alpha_pattern),
-        use_dora=True,
-    )
-    tuned.lr_scales = lora_plus_scales(tuned.model, config.lora_plus_ratio)
+    tuned = wrap_lora(loaded, policy, config, use_dora=True)
     if config.fused:
         fuse(loaded.model.model.language_model)
     return tuned

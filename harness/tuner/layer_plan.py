@@ -25,7 +25,7 @@ class Layer:
     """Factor of B A: alpha / rank, or alpha / sqrt(rank) with rslora."""
 
 
-def plan(base: nn.Module, config: LoraLikeConfig, policy: Policy, *, rslora: bool = False) -> list[Layer]:
+def plan(base: nn.Module, config: LoraLikeConfig, policy: Policy) -> list[Layer]:
     """Returns the layers that get an adapter, in model order.
 
     Raises:
@@ -43,7 +43,7 @@ def plan(base: nn.Module, config: LoraLikeConfig, policy: Policy, *, rslora: boo
         if rank > most:
             where = f"tuner.rank_pattern.{key}" if key in config.rank_pattern else "tuner.rank"
             raise reject(where, rank, f"is larger than the layer {name}: at most {most}, or set tuner.rank_pattern")
-        layers.append(Layer(name, rank, alpha, alpha / (math.sqrt(rank) if rslora else rank)))
+        layers.append(Layer(name, rank, alpha, alpha / (math.sqrt(rank) if config.rslora else rank)))
     return layers
 
 

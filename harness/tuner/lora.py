@@ -7,13 +7,12 @@ unchanged with all of them, for what A and B hold is taken out of W.
 
 import re
 from dataclasses import dataclass, field
-from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING
 
 from harness.errors import reject
 from harness.registry import register
-from harness.tuner.lora_like import LoraLikeConfig
+from harness.tuner.lora_like import LoraLikeConfig, wrap_lora
 from harness.tuner.start.config import CordaConfig, EvaConfig, LoftqConfig, LoraGaConfig
 
 if TYPE_CHECKING:
@@ -37,14 +36,6 @@ _REWRITES = {
 _KNOWN = "default, false, gaussian, pissa, pissa_niter_N, olora, orthogonal, eva, corda, loftq, lora_ga"
 
 
-class Bias(Enum):
-    """Which biases train beside the adapters."""
-
-    none = "none"
-    all = "all"
-    lora_only = "lora_only"
-
-
 @dataclass(kw_only=True, slots=True)
 class LoraConfig(LoraLikeConfig):
     """LoRA; `init` and `rslora` choose among its variants."""
@@ -53,10 +44,6 @@ class LoraConfig(LoraLikeConfig):
     init: str = "default"
     """Start of A and B: default (Kaiming, zero), false (both Kaiming: the model starts changed), gaussian, orthogonal;
     from W: pissa, pissa_niter_N (fast SVD, N iterations), olora, loftq; from data: eva, corda, lora_ga."""
-    rslora: bool = False
-    """Scale by alpha / sqrt(rank), which keeps high ranks stable."""
-    bias: Bias = Bias.none
-    """Biases that train too: none, all, or lora_only (of the layers that have an adapter)."""
     eva: EvaConfig = field(default_factory=EvaConfig)
     """Of init=eva."""
     corda: CordaConfig = field(default_factory=CordaConfig)
@@ -104,41 +91,23 @@ def build(config: LoraConfig, loaded: "Loaded", policy: "Policy", outlook: "Outl
         outlook: Training samples and the device for a start that is computed, and the file that keeps it.
     """
     import torch
-    from peft import LoraConfig as PeftLoraConfig
 
     from harness.tuner.fused import fuse
-    from harness.tuner.layer_plan import lora_plus_scales, plan
-    from harness.tuner.peft_adapter import count_biases, wrap
+    from harness.tuner.layer_plan import plan
     from harness.tuner.start.factors import kept
     from harness.tuner.start.method import METHODS, change_base, export_for, following, set_factors
 
-    base, layers = loaded.model, plan(loaded.model, config, policy, rslora=config.rslora)
+    base, layers = loaded.model, plan(loaded.model, config, policy)
     method, start = METHODS.get(config.init.partition("_niter_")[0]), {}
     if method is not None:
         compute = partial(method.compute, base, layers, config, outlook)
         start = kept(outlook, repr(config), getattr(torch, config.dtype.name), compute)
         change_base(base, layers, start, method, config)
     config = following(config, layers, start)
-    tuned = wrap(
-        loaded,
-        policy,
-        config,
-        PeftLoraConfig,
-        r=config.rank,
-        lora_alpha=config.alpha,
-        lora_dropout=config.dropout,
-        rank_pattern=dict(config.rank_pattern),
-        alpha_pattern=dict(config.alpha_pattern),
-        use_rslora=config.rslora,
-        bias=config.bias.name,
-        init_lora_weights=_DRAWN.get(config.init, True),
-    )
-    if config.bias is not Bias.none and not count_biases(tuned.model):
-        raise reject("tuner.bias", config.bias.name, "what the freeze policy leaves free has no biases; use none")
+    tuned = wrap_lora(loaded, policy, config, init_lora_weights=_DRAWN.get(config.init, True))
     if method is not None:
         set_factors(tuned.model, start)
         tuned.export = export_for(method, tuned, start)
-    tuned.lr_scales = lora_plus_scales(tuned.model, config.lora_plus_ratio)
     if config.fused:
         fuse(loaded.model.model.language_model)
     return tuned

@@ -4,6 +4,8 @@ import torch
 from harness.errors import UserError
 from harness.tuner.dora import DoraConfig
 
+LAYER = "model.language_model.layers.1.mlp.up_proj"
+
 
 def test_magnitude_starts_as_the_norm_of_each_output(make_tuned):
     """m = ||W|| over the inputs, so that the start is W itself (arXiv 2402.09353, section 4.1)."""
@@ -31,6 +33,19 @@ def test_lora_plus_trains_b_faster_but_not_the_magnitude(make_tuned):
     tuned = make_tuned("tuner=dora", "tuner.lora_plus_ratio=8")
     assert set(tuned.lr_scales.values()) == {8}
     assert tuned.lr_scales.keys() == {name for name in tuned.adapter if ".lora_B." in name}
+
+
+def test_rslora_scales_by_the_root_of_the_rank(make_tuned):
+    layer = make_tuned("tuner=dora", "tuner.rslora=true", "tuner.rank=16", "tuner.alpha=8").base.get_submodule(LAYER)
+    assert layer.use_dora["default"] and layer.scaling["default"] == 2
+
+
+def test_biases_train_beside(make_tuned):
+    model = make_tuned("tuner=dora", "tuner.bias=all", "freeze=aligner").model
+    biases = [p.requires_grad for name, p in model.named_parameters() if ".visual.blocks." in name and "bias" in name]
+    assert biases and all(biases)
+    with pytest.raises(UserError, match=r"tuner\.bias=all: .* has no biases"):
+        make_tuned("tuner=dora", "tuner.bias=all")
 
 
 def test_layers_and_ranks_are_chosen_as_for_lora(make_tuned):

@@ -5,7 +5,8 @@ from harness.errors import UserError
 from harness.model.component import Component, component_of
 from harness.model.forward import loss_sum, supervised_logits
 from harness.optim.group import learning_rates, parameter_groups
-from harness.tuner.lora import Bias, LoraConfig
+from harness.tuner.lora import LoraConfig
+from harness.tuner.lora_like import Bias
 from harness.tuner.start.config import CordaConfig, EvaConfig, LoftqConfig, LoraGaConfig, Scale
 
 
