@@ -6,8 +6,12 @@
 
 from collections.abc import Iterable
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from harness.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class Component(Enum):
@@ -52,3 +56,8 @@ def component_of(name: str) -> Component:
 def names(components: Iterable[Component]) -> str:
     """Joins component names for a message."""
     return ", ".join(component.value for component in components)
+
+
+def stacked_experts(model: "nn.Module") -> list[str]:
+    """Returns the names of the weights that stack those of a mixture's experts, which are no linear layers."""
+    return [name for name, p in model.named_parameters() if p.ndim == 3 and ".experts." in name]

@@ -179,6 +179,10 @@ class StandardConfig:
             for key in ("load_best", "save_every_steps", "async_save"):
                 if getattr(self, key):
                     raise reject(f"trainer.{key}", getattr(self, key), "needs trainer.checkpoints=true")
+            if self.keep_checkpoints != 2:
+                raise reject("trainer.keep_checkpoints", self.keep_checkpoints, "needs trainer.checkpoints=true")
+        if self.max_nonfinite != 10 and self.on_nonfinite is OnNonfinite.stop:
+            raise reject("trainer.max_nonfinite", self.max_nonfinite, "needs trainer.on_nonfinite=skip")
         if self.force_resume and self.resume is None:
             raise reject("trainer.force_resume", "true", "has no effect without trainer.resume")
         if self.monitor not in METRICS:

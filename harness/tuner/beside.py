@@ -14,9 +14,9 @@ from harness.model.component import Component
 
 EMBEDDING = "model.language_model.embed_tokens"
 """Stands for the head too where the two are tied."""
-_HEAD = "lm_head"
+HEAD = "lm_head"
 _WHOLE = {
-    Component.llm: (EMBEDDING, "model.language_model.norm", _HEAD),
+    Component.llm: (EMBEDDING, "model.language_model.norm", HEAD),
     Component.aligner: ("model.visual.merger",),
     Component.vit: ("model.visual.patch_embed", "model.visual.pos_embed"),
 }
@@ -62,7 +62,7 @@ def modules_beside(model: nn.Module, suffixes: Sequence[str], policy: Policy) ->
 
 def is_tied(model: nn.Module) -> bool:
     """Returns whether the head's weights are those of the embedding."""
-    return model.get_submodule(_HEAD).weight is model.get_submodule(EMBEDDING).weight
+    return model.get_submodule(HEAD).weight is model.get_submodule(EMBEDDING).weight
 
 
 def _matching(model: nn.Module, suffix: str, policy: Policy) -> list[str]:
@@ -90,7 +90,7 @@ def _members(model: nn.Module, name: str) -> list[str]:
 
 
 def _stand_in(model: nn.Module, name: str) -> str:
-    return EMBEDDING if name == _HEAD and is_tied(model) else name
+    return EMBEDDING if name == HEAD and is_tied(model) else name
 
 
 def _trains(model: nn.Module, name: str, free: frozenset[str]) -> bool:

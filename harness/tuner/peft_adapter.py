@@ -1,6 +1,7 @@
 """What all methods of PEFT share: where they go, what trains beside them, their dtype, and export in PEFT's format."""
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +13,14 @@ from torch import nn
 
 from harness.errors import reject
 from harness.freeze.policy import Policy
-from harness.model.component import strip_peft
+from harness.model.component import stacked_experts, strip_peft
 from harness.model.loading import Loaded
 from harness.tuner.beside import EMBEDDING, is_tied, modules_beside
 from harness.tuner.target import LINEAR, Kind, target_regex
 from harness.tuner.targeted import TargetedConfig
 from harness.tuner.tuned import Tuned
+
+log = logging.getLogger(__name__)
 
 DEFAULT_LR = 1e-4
 """Default learning rate of adapters in ms-swift 4.6."""
@@ -50,6 +53,8 @@ def wrap(
     if beside:
         options |= {"modules_to_save": beside, **_tying(base, beside, kind)}
     settings = kind(target_modules=target_regex(base, config, policy, into), **options)  # type: ignore[call-arg]
+    if (experts := policy.free.intersection(stacked_experts(base))) and base.device.type != "meta":
+        log.warning("tuner: experts get no adapter: %s is no linear layer", min(experts))
     known = {name for name, _ in base.named_parameters(remove_duplicate=False)}
     buffers = set(base.buffers())
     with few_threads(base):

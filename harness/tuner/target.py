@@ -10,7 +10,7 @@ from torch import nn
 from harness.errors import UserError, reject
 from harness.freeze.policy import Policy
 from harness.model.component import PREFIXES, component_of, names
-from harness.tuner.beside import modules_beside
+from harness.tuner.beside import HEAD, modules_beside
 from harness.tuner.targeted import ALL_LINEAR, TargetedConfig
 
 _LAYERS = "model.language_model.layers"
@@ -71,12 +71,14 @@ def target_names(model: nn.Module, config: TargetedConfig, policy: Policy, into:
             number is out of range.
     """
     modules = model.named_modules()
-    fitting = [name for name, module in modules if into.fits(name, module) and not name.endswith("lm_head")]
+    fitting = [name for name, module in modules if into.fits(name, module) and not name.endswith(HEAD)]
     beside = modules_beside(model, config.modules_to_save, policy)
     prefixes = _layer_prefixes(model, config)
     chosen: set[str] = set()
     for key, target, matched in _matched(fitting, config):
         if not matched:
+            if target == HEAD:
+                raise reject(key, target, "gets no adapter; tuner.modules_to_save=[lm_head] trains it")
             leaves = sorted({name.rpartition(".")[2] for name in fitting})
             raise reject(key, target, f"matches no {into.noun}; known: {', '.join(leaves)}")
         # In model order, so that a message names the first.

@@ -31,7 +31,7 @@ def test_loads_frozen_and_in_the_asked_type(make_config):
     assert not [name for name, p in model.named_parameters() if p.requires_grad]
 
 
-def test_loads_a_mixture_of_experts_and_puts_adapters_in(tmp_path, make_config, outlook):
+def test_loads_a_mixture_of_experts_and_puts_adapters_in(tmp_path, make_config, outlook, caplog):
     tiny = json.loads((registry._PACKAGE / "model" / "tiny_checkpoint" / "config.json").read_text())
     text = {**tiny.pop("text_config"), "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
     text.pop("model_type")
@@ -44,6 +44,8 @@ def test_loads_a_mixture_of_experts_and_puts_adapters_in(tmp_path, make_config, 
     tuned = registry.build("tuner", run.tuner, loaded, registry.build("freeze", run.freeze, loaded.model), outlook)
     trained = [name for name, p in tuned.model.named_parameters() if p.requires_grad]
     assert any("self_attn.q_proj.lora_B" in name for name in trained)
+    assert not any("experts" in name for name in trained)
+    assert "tuner: experts get no adapter: model.language_model.layers.0.mlp.experts.down_proj" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,8 @@ def test_suffixes_choose_modules(base):
 
 
 def test_a_target_that_matches_nothing_lists_the_known(base):
+    with pytest.raises(UserError, match=r"lm_head: gets no adapter; tuner\.modules_to_save=\[lm_head\] trains it"):
+        matched(base, ["q_proj", "lm_head"], *Component)
     with pytest.raises(UserError, match=r"query_proj: matches no linear layer; known: .*q_proj"):
         matched(base, ["query_proj"], *Component)
 

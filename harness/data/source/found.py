@@ -30,6 +30,8 @@ _PICKLED = frozenset((".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".jobli
 """Reading such a file can run code that stands in it."""
 _METADATA = frozenset(("state.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"))
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_ALL = "all"
+"""In the place of a subset, where none has that name."""
 _TRAIN = frozenset(("train", "training"))
 _HELD_OUT = frozenset(("test", "testing", "val", "valid", "validation", "dev", "eval"))
 
@@ -104,13 +106,15 @@ def _chosen(key: str, spec: Spec, path: str) -> Iterator[tuple[str, str]]:
     if not splits and not spec.subsets:
         yield spec.path, path
         return
+    known = splits or tuple(sorted(entry.name for entry in os.scandir(path) if entry.is_dir()))
     subsets = spec.subsets or (("train",) if "train" in splits else splits)
     if splits and not spec.subsets and len(subsets) > 1:
         raise reject(key, spec.text, f"has the splits {', '.join(splits)}; choose with {spec.path}:{splits[0]}")
+    if subsets == (_ALL,) and _ALL not in known:
+        subsets = known or subsets
     for subset in subsets:
         folder = os.path.join(path, subset)
         if not os.path.isdir(folder):
-            known = splits or sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
             raise reject(key, spec.text, f"has no sub-folder {subset!r}; there are {', '.join(known) or 'none'}")
         yield os.path.join(spec.path, subset), folder
 
@@ -168,12 +172,12 @@ def _hub(key: str, spec: Spec) -> list[Found]:
     try:
         configs = list(datasets.get_dataset_config_names(spec.path))
         unknown = [subset for subset in spec.subsets if subset not in configs]
-        splits = list(datasets.get_dataset_split_names(spec.path)) if unknown and unknown != ["all"] else []
+        splits = list(datasets.get_dataset_split_names(spec.path)) if unknown and unknown != [_ALL] else []
     except UserError:
         raise
     except Exception as error:  # of the network, and of `datasets`
         raise no_hub(key, spec.text, error) from error
-    if unknown == ["all"] == list(spec.subsets):
+    if unknown == [_ALL] == list(spec.subsets):
         return [Found(Kind.hub, key, f"{spec.path}:{config}", spec.path, config) for config in configs]
     wrong = [subset for subset in unknown if subset not in splits]
     if wrong:

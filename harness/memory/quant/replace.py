@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from harness.errors import reject
 from harness.memory.quant.config import QuantConfig
 from harness.memory.quant.linear import Quantized, QuantLinear, quantized_layers
+from harness.model.component import stacked_experts
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def linear_names(model: PreTrainedModel, config: QuantConfig) -> list[str]:
     if _HEAD in chosen and model.get_output_embeddings().weight is model.get_input_embeddings().weight:
         remedy = "has to name lm_head: in this model it is tied to the embedding"
         raise reject("memory.quant.skip", config.skip, remedy)
-    if stacked := [name for name, p in model.named_parameters() if p.ndim == 3 and ".experts." in name]:
+    if stacked := stacked_experts(model):
         log.warning("memory/quant: experts stay as they are: %s is no linear layer", stacked[0])
     return chosen
 

@@ -41,6 +41,8 @@ def test_saved_data_sets(saved, locate, tmp_path):
     assert [one.name for one in locate(other)] == [f"{other}/left"]
     assert [one.name for one in locate(f"{tmp_path}/all:alone")] == [alone]
     assert str(locate(alone)[0].folder) == alone
+    assert [one.name for one in locate(f"{several}:all")] == [f"{several}/train", f"{several}/test"]
+    assert [one.name for one in locate(f"{tmp_path}/all:all")] == [alone, f"{several}/test", f"{several}/train"]
 
 
 def test_hub_ids(hub, locate):
