@@ -1,10 +1,18 @@
-"""Runs the making of batches in worker processes, and numbers them in optimiser steps."""
+"""Runs the making of batches in worker processes, and numbers them in optimiser steps.
 
+A signal that asks a run to end often goes to all of its processes: SLURM, `timeout` and a terminal's Ctrl-C send it so.
+Workers pay no heed to it, for the run has a step to finish, and end with the loader or with the process.
+"""
+
+import atexit
+import signal
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, tee
+from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -18,8 +26,11 @@ from harness.data.layout import Layout
 from harness.data.row_error import RowError
 from harness.data.template.encoder import EncodedSample, Encoder, LoadedSample, PromptSample
 from harness.errors import UserError
+from harness.trainer.stop import SIGNALS
 
 T = TypeVar("T")
+
+_workers: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
 
 Units = Sequence[Any]
 """A micro-batch before it is made: units of sample numbers, or of samples."""
@@ -126,6 +137,7 @@ def load(make: Callable[[Any], T], plan: Iterable[Any], workers: int, prefetch: 
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_outlive_signals,
         # A generator of its own: the loader draws a seed for its workers, which would move the run's global one.
         generator=torch.Generator(),
     )
@@ -144,7 +156,25 @@ def _start(loader: DataLoader) -> Iterator:
         # From 3.12 on Python warns of each fork in a process with threads. Workers only decode, with PIL and NumPy,
         # which hold no lock that another thread could have held; spawning would load torch anew in each.
         warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
-        return iter(loader)
+        batches: Any = iter(loader)
+    _workers.update(getattr(batches, "_workers", ()))
+    return batches
+
+
+def _outlive_signals(worker: int) -> None:
+    for number in (*SIGNALS, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def _kill_workers() -> None:
+    """Ends what a run that failed has left: Python would ask it to end, by a signal, and wait for ever."""
+    alive = [worker for worker in _workers if worker.is_alive()]
+    if alive:
+        # The loader's handler raises an error for each.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for worker in alive:
+        worker.kill()
 
 
 def _identity(batch: T) -> T:

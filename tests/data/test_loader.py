@@ -1,3 +1,7 @@
+import os
+import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -116,6 +120,31 @@ def test_a_batch_of_which_nothing_is_left_keeps_its_place(broken, encoder):
     for layout in (PADDED, Layout(Kind.packed, 64), Layout(Kind.joined)):
         batches = list(_loader([broken], encoder, skip=True, layout=layout, num_batches=3))
         assert [batch.num_samples for batch in batches] == [0, 0, 0]
+
+
+def test_workers_outlive_signals_that_ask_a_run_to_end():
+    def make(number):
+        return os.getpid(), number
+
+    batches = load(make, range(20), workers=1, prefetch=1)
+    pid, _ = next(batches)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        os.kill(pid, number)
+    assert list(batches) == [(pid, number) for number in range(1, 20)]
+
+
+LEFT_ALONE = """
+import itertools
+from harness.data.loader import load
+batches = load(str, itertools.count(), workers=2)
+next(batches)
+raise SystemExit(7)
+"""
+
+
+def test_a_process_ends_though_its_workers_are_busy():
+    done = subprocess.run([sys.executable, "-c", LEFT_ALONE], timeout=60, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (7, "")
 
 
 def test_other_errors_are_crashes_with_their_traceback():
