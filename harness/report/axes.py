@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from harness.config import is_volatile
 from harness.report.trial import Cell, Trial, Value
 
 _NOT_VARIED = ("seed", "hydra")
@@ -14,7 +15,8 @@ def find_axes(trials: Sequence[Trial], named: Sequence[str] = ()) -> list[str]:
     """Returns the keys that tell cells apart, and gives each trial its values of them.
 
     They are the study's, else the overrides that differ, else the config's keys that differ. Where cells of different
-    configs would still be one, as over folders of different settings, the config's keys that differ are added.
+    configs would still be one, as over folders of different settings, the config's keys that differ are added. Keys
+    that change no result are none, but where a seed ran more than once, to compare speed.
 
     Args:
         trials: Of all folders.
@@ -30,6 +32,10 @@ def find_axes(trials: Sequence[Trial], named: Sequence[str] = ()) -> list[str]:
     if _mixed(trials):
         # Two presets under one name of a group.
         axes += [key for key in _differing([trial.config for trial in trials], trials) if key not in axes]
+        _place(trials, axes)
+    if len({(_key(trial), trial.seed) for trial in trials}) < len(trials):
+        volatile = [{key: value for key, value in trial.overrides.items() if is_volatile(key)} for trial in trials]
+        axes += [key for key in _differing(volatile, trials) if key not in axes]
         _place(trials, axes)
     return axes
 
@@ -61,7 +67,8 @@ def is_numeric(values: Sequence[Value]) -> bool:
 
 
 def _varied(trial: Trial) -> dict[str, Any]:
-    return {key: value for key, value in trial.overrides.items() if key.partition(".")[0] not in _NOT_VARIED}
+    varied = {key: value for key, value in trial.overrides.items() if key.partition(".")[0] not in _NOT_VARIED}
+    return {key: value for key, value in varied.items() if not is_volatile(key)}
 
 
 def _differing(found: Sequence[dict[str, Any]], trials: Sequence[Trial]) -> list[str]:

@@ -23,12 +23,13 @@ def write_trial(
     error: str | None = None,
     trial_json: bool = True,
     config: dict | None = None,
+    overrides: tuple[str, ...] = (),
     **status_fields: object,
 ) -> Path:
     """Writes a run folder whose validation loss is the one given, and noise of its rows."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(rank * 1000 + seed)
-    overrides = [f"tuner.rank={rank}", f"optim.lr={lr}", f"seed={seed}"]
+    overrides = (f"tuner.rank={rank}", f"optim.lr={lr}", f"seed={seed}", *overrides)
     whole = {
         "tuner": {"name": "lora", "rank": rank},
         "optim": {"name": "adamw", "lr": lr},
@@ -41,13 +42,13 @@ def write_trial(
         told = {
             "identity": folder.name,
             "number": 0,
-            "overrides": overrides,
+            "overrides": list(overrides),
             "command": f"python -m harness {overrides[0]}",
         }
         (folder / "trial.json").write_text(json.dumps(told))
     else:
         (folder / ".hydra").mkdir()
-        (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(overrides))
+        (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(list(overrides)))
     if status == "waiting":
         return folder
     final = (1.0 + 0.1 * rng.normal()) if loss is None else loss

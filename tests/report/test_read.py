@@ -107,6 +107,17 @@ def test_a_seed_that_ran_twice_counts_once(make_trial, tmp_path):
     assert cells_of(trials)[0].scores("val/loss") == {1: 0.5}
 
 
+def test_what_changes_no_result_makes_an_axis_only_where_a_seed_ran_more_than_once(make_trial, tmp_path):
+    make_trial(tmp_path / "s" / "0", seed=1, overrides=("trainer.log_every_steps=1",))
+    make_trial(tmp_path / "s" / "1", seed=2)
+    trials = read_trials([tmp_path / "s"])
+    assert find_axes(trials) == [] and len(cells_of(trials)) == 1
+    for workers in (0, 4):
+        make_trial(tmp_path / "t" / str(workers), overrides=(f"data.workers={workers}",))
+    trials = read_trials([tmp_path / "t"])
+    assert find_axes(trials) == ["data.workers"] and len(cells_of(trials)) == 2
+
+
 def test_a_study_names_its_axes_and_metric(make_trial, tmp_path):
     (tmp_path / "study.yaml").write_text(
         "name: s\nquestion: which?\nmetric: val/loss\nmode: min\naxes: [optim.lr, seed]\n"
