@@ -1,6 +1,7 @@
 """What the commands beside `python -m harness` share: how mistakes and a Ctrl-C end them, and flags among overrides."""
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -25,7 +26,8 @@ class Parser(argparse.ArgumentParser):
 def run(
     parser: Parser, arguments: Sequence[str] | None, usage: str, command: Callable[[argparse.Namespace], int]
 ) -> int:
-    """Parses and runs a command; returns its exit code, 2 for a mistake of the user's, 130 after Ctrl-C.
+    """Parses and runs a command; returns its exit code, 2 for a mistake of the user's, 130 after Ctrl-C, 141 where
+    nobody reads on.
 
     Args:
         parser: Of its flags; values without a flag may stand between them.
@@ -38,9 +40,15 @@ def run(
         if asked.help:
             print(usage, end="")
             return 0
-        return command(asked)
+        code = command(asked)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         tell(error)
         return EXIT_USER
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # Who reads has seen enough; Python would try again to write what is left when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE

@@ -39,7 +39,7 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
         cfg = _compose(overrides)
         _refuse_unknown_keys(cfg)
     except (HydraException, OmegaConfBaseException) as error:
-        raise _explain(error, overrides) from error
+        raise explain(error, overrides) from error
     except UserError:
         raise
     except Exception as error:  # Hydra raises nearly anything on a YAML file that is broken or no config
@@ -135,16 +135,24 @@ def _swept_values(overrides: Sequence[str]) -> dict[str, list[str]]:
     return values
 
 
+class _Options:
+    """What Hydra's grammar asks a loader of configs for: the options that a `glob(...)` chooses from."""
+
+    def get_group_options(self, group_name: str, *args: Any, **kwargs: Any) -> list[str]:
+        return registry.options(group_name)
+
+
 def parse(overrides: Sequence[str]) -> list[Override]:
     """Parses overrides by Hydra's grammar.
 
     Raises:
         UserError: One can not be read.
     """
+    options: Any = _Options()
     try:
-        return OverridesParser.create().parse_overrides(list(overrides))
+        return OverridesParser.create(config_loader=options).parse_overrides(list(overrides))
     except OverrideParseException as error:
-        raise _explain(error, overrides) from error
+        raise explain(error, overrides) from error
 
 
 def _which(trials: Sequence[Sequence[str]], of: int) -> str:
@@ -173,11 +181,11 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
         return compose(ROOT, list(overrides))
 
 
-def _explain(error: Exception, overrides: Sequence[str]) -> UserError:
+def explain(error: Exception, overrides: Sequence[str]) -> UserError:
     """Says what the user typed, what is wrong with it and what would be right."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
-        known = registry.options(group)
+        known = sorted(error.options) if error.options else registry.options(group)
         return UserError(f"{group}={option}: no such option.{_did_you_mean(option, known)} Known: {', '.join(known)}")
     if isinstance(error, OverrideParseException):
         key, _, value = str(error.override).partition("=")
@@ -186,7 +194,12 @@ def _explain(error: Exception, overrides: Sequence[str]) -> UserError:
     cause = error.__cause__
     if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
         key = str(cause.full_key)
-        return _explain_value(key, cause) if isinstance(cause, ValidationError) else _explain_key(key, overrides)
+        if isinstance(cause, ValidationError):
+            return _explain_value(key, cause)
+        if key.startswith("hydra."):
+            known = sorted(map(str, cause.parent_node or ()))
+            return _no_such_key(_typed(key, overrides), f"{key.rpartition('.')[0]}.", str(cause.key), known)
+        return _explain_key(key, overrides)
     return UserError(str(error))
 
 
@@ -201,9 +214,12 @@ def _explain_key(key: str, overrides: Sequence[str]) -> UserError:
     cfg = _compose(groups)
     parent, _, leaf = key.rpartition(".")
     known = sorted(str(name) for name in (OmegaConf.select(cfg, parent) if parent else cfg) or {})
-    # A key that nobody typed stands in a YAML file.
-    typed = next((item for item in overrides if key in item), key)
-    return _no_such_key(typed, f"{parent}." if parent else "", leaf, known)
+    return _no_such_key(_typed(key, overrides), f"{parent}." if parent else "", leaf, known)
+
+
+def _typed(key: str, overrides: Sequence[str]) -> str:
+    """Returns the override that names a key; the key alone if nobody typed it, and it stands in a YAML file."""
+    return next((item for item in overrides if key in item), key)
 
 
 def _no_such_key(typed: str, prefix: str, leaf: str, known: Sequence[str]) -> UserError:

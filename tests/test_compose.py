@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from harness import registry
-from harness.compose import check
+from harness.compose import check, grid
 from harness.errors import UserError
 from harness.tuner.dora import DoraConfig
 
@@ -39,7 +39,7 @@ def test_unknown_key_is_explained_by_the_chosen_option():
         UserError,
         match="Known below tuner: " + ", ".join(sorted(field.name for field in dataclasses.fields(DoraConfig))),
     ):
-        check(["tuner=dora", "tuner.rslora=true"], multirun=False)
+        check(["tuner=dora", "tuner.init=pissa"], multirun=False)
 
 
 def test_multirun_checks_each_trial_before_the_first_starts():
@@ -98,3 +98,8 @@ def test_a_broken_file_of_ones_own_is_told(tmp_path, monkeypatch, content, messa
     monkeypatch.setattr(registry, "CONF", tmp_path / "conf")
     with pytest.raises(UserError, match=message):
         check(["experiment=mine"], multirun=False)
+
+
+def test_a_glob_takes_the_options_of_a_group():
+    assert grid(["freeze=glob(vit*)"]) == [["freeze=vit"], ["freeze=vit_aligner"]]
+    assert grid(["freeze=glob(nope*)"]) == []

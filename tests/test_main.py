@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -51,6 +52,25 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
 def test_the_traceback_is_there_for_who_asks(tmp_path):
     result = harness_command(tmp_path, "tuner.rank=0", HYDRA_FULL_ERROR="1")
     assert result.returncode != 0 and "Traceback" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-m", "optim.lr=interval(0,1)"], r"optim.lr=interval\(0,1\): a grid takes values, .*hydra/sweeper=optuna"),
+        (["-m", "seed=range(0)"], "nothing to run: a key has no values to vary over"),
+        (["-m", "seed=1,2", "--cfg", "job"], "--cfg shows the config of one run"),
+        (["-m", "seed=1,2", "hydra/launcher=pol"], r"hydra/launcher=pol: no such option\. Did you mean pool\?"),
+        (["-m", "seed=1,2", "hydra.launcher.job=1"], r"no such key\. .*Known below hydra\.launcher: "),
+        (["hydra.run.dir=file/run"], r"the run folder can not be made: .*file/run"),
+    ],
+)
+def test_a_mistake_about_the_sweep_or_its_folder(tmp_path, arguments, message):
+    (tmp_path / "file").touch()
+    result = harness_command(tmp_path, *arguments)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert re.search(f"^error: .*{message}", line)
 
 
 def run_folder(result) -> Path:

@@ -227,6 +227,8 @@ class DataConfig:
                 raise reject(f"data.{key}", value, "give at least 1")
         if self.workers < 0:
             raise reject("data.workers", self.workers, "give 0 or more")
+        if self.cache_dir == "":
+            raise reject("data.cache_dir", "''", "give a folder, or null to keep nothing")
         if self.prefetch < 1:
             raise reject("data.prefetch", self.prefetch, "give at least 1")
         if self.prefetch != 2 and not self.workers:

@@ -10,6 +10,8 @@ import os
 import sys
 from pathlib import Path
 
+from harness.errors import reject
+
 
 def keep_compiled(cache_dir: str | None) -> None:
     """Points Inductor and Triton at a folder of the cache, through the environment, which further ranks inherit.
@@ -18,9 +20,18 @@ def keep_compiled(cache_dir: str | None) -> None:
 
     Args:
         cache_dir: `data.cache_dir`; null changes nothing, so that torch keeps its own folder of temporary files.
+
+    Raises:
+        UserError: The folder can not be made or written to, which torch's import would fail of.
     """
     if cache_dir is None:
         return
+    try:
+        Path(cache_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise reject("data.cache_dir", cache_dir, f"can not be made ({error.strerror}); null keeps nothing") from error
+    if not os.access(cache_dir, os.W_OK):
+        raise reject("data.cache_dir", cache_dir, "can not be written to; null keeps nothing")
     for name, value in settings(Path(cache_dir)).items():
         os.environ.setdefault(name, value)
 

@@ -96,8 +96,8 @@ def _run(
     folder: RunFolder, config: RunConfig, startup: Startup, *, is_rank: bool = False, kept: "Kept | None" = None
 ) -> int:
     """Trains and turns every way to end into a summary, a status and an exit code."""
-    keep_compiled(config.data.cache_dir)
     try:
+        keep_compiled(config.data.cache_dir)
         look(config)
         with _reading(config, kept) as weights:
             # Weights are on their way while the heavy packages are imported.

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from harness.errors import UserError
 from harness.experiment import compile_cache
 from harness.experiment.compile_cache import keep_compiled
 
@@ -52,3 +53,9 @@ print(cache_dir(), config.fx_graph_cache, functorch.enable_autograd_cache)
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     folder, graphs, gradients = done.stdout.split()
     assert folder.startswith(str(tmp_path)) and (graphs, gradients) == ("True", "True")
+
+
+def test_a_folder_that_can_not_be_made_is_said_to_be(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"data\.cache_dir=.*/file: can not be made \(File exists\)"):
+        keep_compiled(str(tmp_path / "file"))
