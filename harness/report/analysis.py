@@ -23,7 +23,7 @@ BUDGETS = {
     "trainable_parameters": "trainable parameters",
     "tokens": "tokens",
     "tflop": "TFLOP",
-    "wall_time_s": "seconds",
+    "wall_time_s": "seconds behind the first step",
     "peak_allocated_gib": "peak GiB",
 }
 """Figures of a cell that a fair comparison holds equal, or shows."""
@@ -91,7 +91,18 @@ def analyse(folders: Sequence[Path], *, metric: str | None = None, tuned: Sequen
 
 
 def budget(cell: Cell, key: str) -> float | None:
-    """Returns the mean of a figure of BUDGETS over the completed trials of a cell."""
+    """Returns the mean of a figure of BUDGETS over the completed trials of a cell.
+
+    The way to the first step is no part of a trial's seconds: in a pool of warm processes the first trial goes it for
+    all others.
+    """
+    if key == "wall_time_s":
+        spent = [
+            whole - (trial.summary.get("startup_time_s") or 0.0)
+            for trial in cell.completed
+            if (whole := trial.summary.get(key)) is not None
+        ]
+        return float(np.mean(spent)) if spent else None
     if key != "tflop":
         return cell.mean(key)
     figures = [
@@ -135,7 +146,9 @@ def _warnings(found: Comparison, methods: Sequence[Method], axes: Sequence[str],
     if all(len(one.seeds) < 2 for one in board):
         said.append("one seed a cell: how much seeds change is unknown, and intervals, where shown, hold rows alone")
     elif any(len(one.seeds) != len(board[0].seeds) for one in board):
-        said.append("cells have unequally many seeds that completed: what failed is missing from their means")
+        lacks = any(len(one.seeds) < len({trial.seed for trial in one.cell.trials}) for one in board)
+        reason = ": what did not complete is missing from their means" if lacks else ""
+        said.append(f"cells have unequally many seeds{reason}")
     if not found.by_item:
         said.append("validation rows are not kept, or not the same for all: intervals hold the noise of seeds alone")
     if len(board) > MAX_COMPARED:

@@ -21,7 +21,8 @@ def forecast(cells: int, seeds: int, pilot: Path | None = None) -> str:
     """
     pairs = max(1, cells * (cells - 1) // 2)
     if seeds < 2:
-        return f"{cells} cells of one seed: no noise is measured, so no difference can be called real; give two or more"
+        remedy = "what differs may differ in these runs alone; give two or more"
+        return f"{cells} cells of one seed: how much seeds change is not measured, so {remedy}"
     freedom = float(max(1, cells - 1) * (seeds - 1))
     units = smallest_difference(seeds, seed_sd=math.sqrt(2), comparisons=pairs, df=freedom)
     line = f"{cells} cells of {seeds} seeds: differences from {units:.2g} standard deviations over seeds on are found"

@@ -131,7 +131,10 @@ def notes(report: Report) -> list[str]:
     """Returns what has to be known to read the leaderboard."""
     noise, found = report.comparison.noise, report.comparison
     better = "lower" if found.lower_is_better else "higher"
+    alone = found.by_item and all(len(one.seeds) < 2 for one in found.board)
     rows = "seeds and validation rows" if found.by_item else "seeds"
+    if alone:
+        rows = "validation rows of these very runs, for there is one seed a cell"
     said = [
         f"{found.metric}, {better} is better, after the last validation. Intervals are for new {rows}; cells that "
         "share a letter can not be told apart (paired tests, Holm's correction over all pairs, 5 %)."

@@ -1,7 +1,8 @@
 """The report's charts as PNGs, for papers and slides: intervals of cells, learning rates, two axes, cost, losses."""
 
 import math
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,9 @@ def draw(report: Report, folder: Path) -> list[Path]:
     for name, has_data, paint in _PICTURES:
         if not has_data(report):
             continue
-        height = 1.6 + 0.3 * min(MAX_CELLS, len(report.comparison.board)) if name == "intervals" else 5.0
+        shown = [one.cell.name for one in report.comparison.board[:MAX_CELLS]]
+        lines = sum(max(1.0, 0.6 * (1 + label.count("\n"))) for label in _labels(shown)) if shown else 0
+        height = 1.6 + 0.3 * lines if name == "intervals" else 5.0
         figure = Figure(figsize=(8, height), dpi=150, layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
@@ -54,7 +57,7 @@ def _intervals(axes: "Axes", report: Report) -> None:
         axes.errorbar(one.estimate.value, place, xerr=half, fmt="o", ms=5, color=colour, capsize=3)
         if one.letters:
             axes.annotate(one.letters, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=9)
-    axes.set_yticks(range(len(board)), [_clipped(one.cell.name) for one in board], fontsize=8)
+    axes.set_yticks(range(len(board)), _labels([one.cell.name for one in board]), fontsize=8)
     axes.set_ylim(len(board) - 0.4, -0.6)
     axes.set_xlabel(f"{report.comparison.metric}, 95 % interval; cells that share a letter can not be told apart")
     axes.grid(axis="x", alpha=0.25)
@@ -62,18 +65,19 @@ def _intervals(axes: "Axes", report: Report) -> None:
 
 def _rates(axes: "Axes", report: Report) -> None:
     axis = _tuned(report)
-    for method in report.methods[:10]:
+    methods = report.methods[:10]
+    for method, label in zip(methods, _labels([method.name for method in methods]), strict=True):
         points = sorted(method.tried, key=lambda one: float(one.cell.axes[axis]))  # type: ignore[arg-type]
         rates = [float(one.cell.axes[axis]) for one in points]  # type: ignore[arg-type]
         halves = np.nan_to_num([one.estimate.half for one in points])
         values = [one.estimate.value for one in points]
-        axes.errorbar(rates, values, yerr=halves, marker="o", capsize=3, lw=1.5, label=_clipped(method.name))
+        axes.errorbar(rates, values, yerr=halves, marker="o", capsize=3, lw=1.5, label=label)
     if all(float(rate) > 0 for rate in levels(report.cells, axis)):  # type: ignore[arg-type]
         axes.set_xscale("log")
     axes.set_xlabel(axis)
     axes.set_ylabel(report.comparison.metric)
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=8)
+    _below(axes, report)
 
 
 def _heat(axes: "Axes", report: Report) -> None:
@@ -94,7 +98,8 @@ def _heat(axes: "Axes", report: Report) -> None:
     axes.set_yticks(range(len(rows)), [spell(value) for value in rows])
     axes.set_xlabel(across)
     axes.set_ylabel(down)
-    axes.set_title(f"{report.comparison.metric}, darker is better", fontsize=10)
+    best = "; the best of cells that differ in other axes" if len(report.axes) > 2 else ""
+    axes.set_title(f"{report.comparison.metric}, darker is better{best}", fontsize=10)
 
 
 def _cost(axes: "Axes", report: Report) -> None:
@@ -110,8 +115,9 @@ def _cost(axes: "Axes", report: Report) -> None:
     axes.scatter([cost for cost, _, _ in points], [value for _, value, _ in points], s=22, color="#94a3b8")
     axes.step([cost for cost, _, _ in front], [value for _, value, _ in front], where="post", color=BEST, ls="--")
     axes.scatter([cost for cost, _, _ in front], [value for _, value, _ in front], s=40, color=BEST, zorder=3)
-    for cost, value, name in front[:8]:
-        axes.annotate(_clipped(name), (cost, value), xytext=(5, 5), textcoords="offset points", fontsize=7)
+    labels = _labels([name for _, _, name in front[:8]])
+    for (cost, value, _), label in zip(front, labels, strict=False):
+        axes.annotate(label, (cost, value), xytext=(5, 5), textcoords="offset points", fontsize=7)
     if min(cost for cost, _, _ in points) > 0 and max(points)[0] > 20 * min(points)[0]:
         axes.set_xscale("log")
     axes.set_xlabel("trainable parameters")
@@ -126,16 +132,16 @@ def _losses(axes: "Axes", report: Report) -> None:
     palette = colormaps["tab10"]
     place = {id(trial): n for n, m in enumerate(report.methods) for one in m.tried for trial in one.cell.trials}
     drawn = [trial for trial in report.trials if trial.loss.steps][:MAX_CURVES]
+    labels = _labels([method.name for method in report.methods]) if report.methods else []
     named: set[int] = set()
     for trial in drawn:
         number = place.get(id(trial), -1)
         fresh = 0 <= number < 10 and number not in named and len(report.methods) > 1
         named.add(number)
         colour = OTHER if number < 0 else palette(number % 10)
-        text = _clipped(report.methods[number].name) if fresh else "_"
+        text = labels[number] if fresh else "_"
         axes.plot(trial.loss.steps, trial.loss.values, lw=1, alpha=0.6, color=colour, label=text)
-    if max((len(trial.loss.steps) for trial in drawn), default=0) and len(report.methods) > 1:
-        axes.legend(frameon=False, fontsize=8)
+    _below(axes, report)
     axes.set_xlabel("optimiser step")
     axes.set_ylabel("train/loss")
     axes.grid(alpha=0.25)
@@ -151,8 +157,18 @@ def _pair(report: Report) -> tuple[str, str]:
     return ordered[0], ordered[1]
 
 
-def _clipped(text: str, most: int = 48) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+def _labels(names: Sequence[str]) -> list[str]:
+    """Returns names without what all of them say, on several lines where they are long."""
+    parts = [name.split(", ") for name in names]
+    said = set(parts[0]).intersection(*parts[1:]) if len(parts) > 1 else set()
+    told = [", ".join(part for part in own if part not in said) for own in parts]
+    return [textwrap.fill(own or name, 48, break_on_hyphens=False) for own, name in zip(told, names, strict=True)]
+
+
+def _below(axes: "Axes", report: Report) -> None:
+    """Puts the legend below the chart, where it hides nothing."""
+    if len(report.methods) > 1:
+        axes.figure.legend(loc="outside lower left", frameon=False, fontsize=7, ncols=2)  # type: ignore[call-arg]
 
 
 _COST = "trainable_parameters"

@@ -1,4 +1,5 @@
 import csv
+import json
 import math
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import pytest
 
 from harness.errors import UserError
 from harness.report.__main__ import main
-from harness.report.analysis import analyse
+from harness.report.analysis import analyse, budget
 from harness.report.choice import honest
+from harness.report.layout import notes
 
 
 @pytest.fixture
@@ -44,6 +46,28 @@ def test_methods_stand_at_their_best_rate(report):
 )
 def test_what_makes_a_comparison_unfair_is_said(report, text):
     assert any(text in warning for warning in report.warnings)
+
+
+def test_unequal_seeds_that_were_asked_for_are_no_failures(make_trial, tmp_path):
+    for rank, seeds in ((4, (1, 2)), (8, (1, 2, 3))):
+        for seed in seeds:
+            make_trial(tmp_path / "s" / f"{rank}_{seed}", rank=rank, seed=seed)
+    assert "cells have unequally many seeds" in analyse([tmp_path / "s"]).warnings
+
+
+def test_intervals_of_one_seed_a_cell_are_said_to_be_of_rows(make_trial, tmp_path):
+    for rank in (4, 8):
+        make_trial(tmp_path / "s" / str(rank), rank=rank)
+    assert "Intervals are for new validation rows of these very runs" in notes(analyse([tmp_path / "s"]))[0]
+
+
+def test_the_way_to_the_first_step_costs_no_trial_more_than_another(make_trial, tmp_path):
+    for seed, (whole, start) in enumerate([(30.0, 25.0), (5.0, 0.5)]):
+        folder = make_trial(tmp_path / "s" / str(seed), seed=seed, lr=10.0**-seed)
+        told = json.loads((folder / "summary.json").read_text()) | {"wall_time_s": whole, "startup_time_s": start}
+        (folder / "summary.json").write_text(json.dumps(told))
+    report = analyse([tmp_path / "s"])
+    assert sorted(budget(one.cell, "wall_time_s") for one in report.comparison.board) == [4.5, 5.0]
 
 
 def test_an_edge_in_the_learning_rate_is_flagged(make_trial, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 
 from harness.report import page
 from harness.report.analysis import analyse
+from harness.report.picture import _labels
 
 _spec = importlib.util.spec_from_file_location("browser", Path(__file__).with_name("browser.py"))
 browser = importlib.util.module_from_spec(_spec)
@@ -122,3 +123,11 @@ def test_a_thousand_trials_take_less_than_five_seconds(make_trial, tmp_path):
     taken = time.process_time() - began
     assert len(report.trials) == 1000 and len(report.cells) == 200 and len(text) < 4_000_000
     assert taken < 5
+
+
+def test_labels_say_what_differs_and_all_of_it():
+    shared = "rank=8, freeze=vit, "
+    names = [f"{shared}init={'a' * 40}, dropout=0.1", f"{shared}init={'a' * 40}, dropout=0.2"]
+    assert _labels(names) == ["dropout=0.1", "dropout=0.2"]
+    assert _labels(names[:1])[0].replace("\n", " ") == names[0]
+    assert max(len(line) for line in _labels(names[:1])[0].splitlines()) <= 48
