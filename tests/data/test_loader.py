@@ -135,9 +135,15 @@ def test_workers_outlive_signals_that_ask_a_run_to_end():
 
 LEFT_ALONE = """
 import itertools
+import multiprocessing
 from harness.data.loader import load
 batches = load(str, itertools.count(), workers=2)
 next(batches)
+child = multiprocessing.get_context("fork").Process(target=abs, args=(1,))
+child.start()
+child.join()
+assert child.exitcode == 0
+assert next(batches) == "1"
 raise SystemExit(7)
 """
 
