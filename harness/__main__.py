@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import hydra
 from hydra._internal import utils
 from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
 from harness import compose, registry
 from harness.config import RunConfig, config_hash
@@ -97,10 +98,12 @@ def _start(arguments: Sequence[str], task: Task) -> int:
     except KeyboardInterrupt:
         task.finish()
         return 128 + (task.ended_by or signal.SIGINT)
-    except HydraException as error:
+    except (HydraException, OmegaConfBaseException, OSError) as error:
+        if task.begun:
+            raise
+        if isinstance(error, OSError) and not isinstance(error, HydraException):
+            raise UserError(f"the run folder can not be made: {error}") from error
         raise compose.explain(error, arguments) from error
-    except OSError as error:
-        raise UserError(f"the run folder can not be made: {error}") from error
     return task.finish()
 
 

@@ -186,11 +186,14 @@ def explain(error: Exception, overrides: Sequence[str]) -> UserError:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         known = sorted(error.options) if error.options else registry.options(group)
-        return UserError(f"{group}={option}: no such option.{_did_you_mean(option, known)} Known: {', '.join(known)}")
+        typed = f"{group or '--config-name'}={option}"
+        return UserError(f"{typed}: no such option.{_did_you_mean(option, known)} Known: {', '.join(known)}")
     if isinstance(error, OverrideParseException):
         key, _, value = str(error.override).partition("=")
         remedy = f" Quote a value that holds # or :, {key}=\"'{value}'\"." if value else ""
         return UserError(f"{error.override}: not of the form key=value ({str(error).splitlines()[0]}).{remedy}")
+    if isinstance(error, OmegaConfBaseException):
+        return UserError(f"{error.full_key}: {str(error).splitlines()[0]}")
     cause = error.__cause__
     if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
         key = str(cause.full_key)

@@ -4,15 +4,15 @@ A signal that asks a run to end often goes to all of its processes: SLURM, `time
 Workers pay no heed to it, for the run has a step to finish, and end with the loader or with the process.
 """
 
-import atexit
 import signal
+import threading
 import time
 import warnings
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, tee
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -29,8 +29,6 @@ from harness.errors import UserError
 from harness.trainer.stop import SIGNALS
 
 T = TypeVar("T")
-
-_workers: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
 
 Units = Sequence[Any]
 """A micro-batch before it is made: units of sample numbers, or of samples."""
@@ -157,7 +155,9 @@ def _start(loader: DataLoader) -> Iterator:
         # which hold no lock that another thread could have held; spawning would load torch anew in each.
         warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
         batches: Any = iter(loader)
-    _workers.update(getattr(batches, "_workers", ()))
+    if loader.num_workers:
+        # When it is dropped, and at the end of the process, before Python asks workers to end and waits for them.
+        Finalize(batches, _kill, args=(batches._workers,), exitpriority=10)
     return batches
 
 
@@ -166,15 +166,17 @@ def _outlive_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-@atexit.register
-def _kill_workers() -> None:
-    """Ends what a run that failed has left: Python would ask it to end, by a signal, and wait for ever."""
-    alive = [worker for worker in _workers if worker.is_alive()]
-    if alive:
-        # The loader's handler raises an error for each.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+def _kill(workers: Sequence[BaseProcess]) -> None:
+    """Ends workers that hang, or that a run which failed has left: they pay no heed to anything less."""
+    alive = [worker for worker in workers if worker.is_alive()]
+    if not alive or threading.current_thread() is not threading.main_thread():
+        return
+    # The loader's handler raises an error for each.
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for worker in alive:
         worker.kill()
+        worker.join()
+    signal.signal(signal.SIGCHLD, before)
 
 
 def _identity(batch: T) -> T:

@@ -57,9 +57,20 @@ def units_of(lengths_N: np.ndarray, config: "DataConfig", seed: int) -> Units:
     if limit is None:
         return singles(len(lengths_N))
     padded = capacity is None and not config.padding_free
-    if not config.shuffle:
-        return in_order(lengths_N, limit, padded)
-    return token_batches(lengths_N, limit, padded, seed)
+    return fill(lengths_N, limit, padded, seed, shuffle=config.shuffle)
+
+
+def fill(lengths_N: np.ndarray, budget: int, padded: bool, seed: int, *, shuffle: bool) -> Units:
+    """Returns units of at most `budget` tokens: full ones, or such as keep the samples' order.
+
+    Args:
+        lengths_N: Tokens of each sample, 1 to `budget`.
+        budget: Tokens of a unit.
+        padded: Count each sample of a unit as long as the longest.
+        seed: Decides which of equally long samples go together.
+        shuffle: Whether the order is free.
+    """
+    return token_batches(lengths_N, budget, padded, seed) if shuffle else in_order(lengths_N, budget, padded)
 
 
 def singles(num_samples: int) -> Units:

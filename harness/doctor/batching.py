@@ -10,7 +10,7 @@ import numpy as np
 
 from harness.config import RunConfig
 from harness.data.order import micro_batches
-from harness.data.packing import Units, best_fit, efficiency, in_order, units_of
+from harness.data.packing import Units, efficiency, fill, units_of
 from harness.doctor.split import Split
 from harness.doctor.wording import counted
 from harness.logging.table import show as show_table
@@ -77,8 +77,7 @@ def _packed(lengths: np.ndarray, capacity: int, config: RunConfig, wanted: int |
     row = {"layout": f"packed to {capacity:,}", "left_out": len(lengths) - len(fitting), "set": capacity == wanted}
     if not len(fitting):
         return row | {"batches": 0, "filled": 0.0}
-    shuffled = config.data.shuffle
-    units = best_fit(fitting, capacity, config.seed) if shuffled else in_order(fitting, capacity, padded=False)
+    units = fill(fitting, capacity, False, config.seed, shuffle=config.data.shuffle)
     return row | {"batches": len(units), "filled": efficiency(units, fitting, capacity)}
 
 

@@ -22,18 +22,20 @@ def keep_compiled(cache_dir: str | None) -> None:
         cache_dir: `data.cache_dir`; null changes nothing, so that torch keeps its own folder of temporary files.
 
     Raises:
-        UserError: The folder can not be made or written to, which torch's import would fail of.
+        UserError: A folder can not be made, which torch's import would fail of. One that is there may be read-only.
     """
     if cache_dir is None:
         return
-    try:
-        Path(cache_dir).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise reject("data.cache_dir", cache_dir, f"can not be made ({error.strerror}); null keeps nothing") from error
-    if not os.access(cache_dir, os.W_OK):
-        raise reject("data.cache_dir", cache_dir, "can not be written to; null keeps nothing")
     for name, value in settings(Path(cache_dir)).items():
-        os.environ.setdefault(name, value)
+        if name in os.environ:
+            continue
+        if name.endswith("_DIR"):
+            try:
+                Path(value).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                remedy = f"no folder can be made in it ({error.strerror}); null keeps nothing"
+                raise reject("data.cache_dir", cache_dir, remedy) from error
+        os.environ[name] = value
 
 
 def settings(cache_dir: Path) -> dict[str, str]:

@@ -53,9 +53,12 @@ class Task:
     """Exit codes of those that ended."""
     ended_by: int | None = None
     """Signal that ended the multirun."""
+    begun: bool = False
+    """Whether Hydra has made the run's folder, or handed the trials over."""
 
     def __call__(self, cfg: DictConfig) -> None:
         """Freezes a single run's config in its folder and becomes it: signals and the exit code are the run's own."""
+        self.begun = True
         hydra = HydraConfig.get()
         folder = Path(hydra.runtime.output_dir)
         with ends_on_mistake():

@@ -243,8 +243,8 @@ def _tuned(
     outlook = Outlook(data.total_steps, data.calibration_batches, device, folder.checkpoints / "start.safetensors")
     policy = build("freeze", config.freeze, loaded.model)
     tuned = build("tuner", config.tuner, loaded, policy, outlook)
-    check_exceptions(tuned, policy, config.tuner.name)
     settle(tuned, loaded.new_tokens, config.model.train_new_tokens)
+    check_exceptions(tuned, policy, config.tuner.name)
     check_reachable(tuned.model, data.shows_something)
     # Rows are looked through for it, which only a prediction needs.
     extent = data.largest_batch() if config.memory.checkpointing == AUTO else None

@@ -23,7 +23,7 @@ BUDGETS = {
     "trainable_parameters": "trainable parameters",
     "tokens": "tokens",
     "tflop": "TFLOP",
-    "wall_time_s": "seconds behind the first step",
+    "wall_time_s": "seconds after the first step",
     "peak_allocated_gib": "peak GiB",
 }
 """Figures of a cell that a fair comparison holds equal, or shows."""

@@ -34,8 +34,9 @@ def find_axes(trials: Sequence[Trial], named: Sequence[str] = ()) -> list[str]:
         axes += [key for key in _differing([trial.config for trial in trials], trials) if key not in axes]
         _place(trials, axes)
     if len({(_key(trial), trial.seed) for trial in trials}) < len(trials):
-        volatile = [{key: value for key, value in trial.overrides.items() if is_volatile(key)} for trial in trials]
-        axes += [key for key in _differing(volatile, trials) if key not in axes]
+        axes += [
+            key for key in _differing([_varied(trial, volatile=True) for trial in trials], trials) if key not in axes
+        ]
         _place(trials, axes)
     return axes
 
@@ -66,9 +67,9 @@ def is_numeric(values: Sequence[Value]) -> bool:
     return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
-def _varied(trial: Trial) -> dict[str, Any]:
+def _varied(trial: Trial, *, volatile: bool = False) -> dict[str, Any]:
     varied = {key: value for key, value in trial.overrides.items() if key.partition(".")[0] not in _NOT_VARIED}
-    return {key: value for key, value in varied.items() if not is_volatile(key)}
+    return {key: value for key, value in varied.items() if is_volatile(key) is volatile}
 
 
 def _differing(found: Sequence[dict[str, Any]], trials: Sequence[Trial]) -> list[str]:
@@ -88,7 +89,10 @@ def _value(trial: Trial, key: str) -> Any:
 def _place(trials: Sequence[Trial], axes: Sequence[str]) -> None:
     for trial in trials:
         values = {axis: _value(trial, axis) for axis in axes}
-        trial.axes = {axis: value if _is_plain(value) else json.dumps(value) for axis, value in values.items()}
+        trial.axes = {
+            axis: value if _is_plain(value) else json.dumps(value, separators=(",", ":"))
+            for axis, value in values.items()
+        }
 
 
 def _mixed(trials: Sequence[Trial]) -> bool:

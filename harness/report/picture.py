@@ -38,7 +38,11 @@ def draw(report: Report, folder: Path) -> list[Path]:
             continue
         shown = [one.cell.name for one in report.comparison.board[:MAX_CELLS]]
         lines = sum(max(1.0, 0.6 * (1 + label.count("\n"))) for label in _labels(shown)) if shown else 0
+        below = max((1 + label.count("\n") for label in _labels([m.name for m in report.methods[:10]])), default=0)
         height = 1.6 + 0.3 * lines if name == "intervals" else 5.0
+        if name in ("rates", "losses"):
+            # Of the legend, which has two columns.
+            height += 0.15 * below * ((min(10, len(report.methods)) + 1) // 2)
         figure = Figure(figsize=(8, height), dpi=150, layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
@@ -59,7 +63,7 @@ def _intervals(axes: "Axes", report: Report) -> None:
             axes.annotate(one.letters, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=9)
     axes.set_yticks(range(len(board)), _labels([one.cell.name for one in board]), fontsize=8)
     axes.set_ylim(len(board) - 0.4, -0.6)
-    axes.set_xlabel(f"{report.comparison.metric}, 95 % interval; cells that share a letter can not be told apart")
+    axes.set_xlabel(f"{report.comparison.metric}, 95 % interval\ncells that share a letter can not be told apart")
     axes.grid(axis="x", alpha=0.25)
 
 
@@ -159,8 +163,8 @@ def _pair(report: Report) -> tuple[str, str]:
 
 def _labels(names: Sequence[str]) -> list[str]:
     """Returns names without what all of them say, on several lines where they are long."""
-    parts = [name.split(", ") for name in names]
-    said = set(parts[0]).intersection(*parts[1:]) if len(parts) > 1 else set()
+    parts: list[list[str]] = [name.split(", ") for name in names]
+    said = set(parts[0] if parts else ()).intersection(*parts[1:]) if len(parts) > 1 else set()
     told = [", ".join(part for part in own if part not in said) for own in parts]
     return [textwrap.fill(own or name, 48, break_on_hyphens=False) for own, name in zip(told, names, strict=True)]
 

@@ -61,7 +61,10 @@ class SweepFolder:
         Raises:
             UserError: Another process runs a sweep in the folder.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"the sweep folder can not be made: {error}") from error
         self._lock = open(self.path / "sweep.lock", "a", encoding="utf-8")  # noqa: SIM115 - held to the end
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -27,6 +27,7 @@ class GridSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Runs them; the arguments are those that the trials were made of."""
+        self.task.begun = True
         self.folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, self.folder / "multirun.yaml")
         return self.launcher.launch([list(trial) for trial in self.task.checked], initial_job_idx=0)

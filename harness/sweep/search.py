@@ -65,6 +65,7 @@ class OptunaSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Runs trials until there are as many as were asked for."""
+        self.task.begun = True
         OmegaConf.save(self.config, self.crew.sweep.path / "multirun.yaml")
         with ends_on_mistake():
             Search(self.crew, self.task, self.options, arguments).run()

@@ -137,20 +137,33 @@ LEFT_ALONE = """
 import itertools
 import multiprocessing
 from harness.data.loader import load
-batches = load(str, itertools.count(), workers=2)
-next(batches)
-child = multiprocessing.get_context("fork").Process(target=abs, args=(1,))
+
+def begin():
+    global batches
+    batches = load(str, itertools.count(), workers=2)
+    next(batches)
+    raise SystemExit(7)
+
+child = multiprocessing.get_context("fork").Process(target=begin)
 child.start()
-child.join()
-assert child.exitcode == 0
-assert next(batches) == "1"
-raise SystemExit(7)
+child.join(20)
+assert child.exitcode == 7, child.exitcode
+begin()
 """
 
 
 def test_a_process_ends_though_its_workers_are_busy():
     done = subprocess.run([sys.executable, "-c", LEFT_ALONE], timeout=60, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (7, "")
+
+
+def test_a_worker_that_hangs_ends_with_its_loader(monkeypatch):
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
+    batches = load(lambda seconds: time.sleep(seconds) or os.getpid(), [0, 600], workers=1, prefetch=2)
+    pid = next(batches)
+    del batches
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 def test_other_errors_are_crashes_with_their_traceback():

@@ -1,5 +1,6 @@
 """Where compiled kernels are kept: below the data's cache, unless the user says otherwise."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -57,5 +58,21 @@ print(cache_dir(), config.fx_graph_cache, functorch.enable_autograd_cache)
 
 def test_a_folder_that_can_not_be_made_is_said_to_be(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"data\.cache_dir=.*/file: can not be made \(File exists\)"):
+    with pytest.raises(UserError, match=r"data\.cache_dir=.*/file: no folder can be made in it \(Not a directory\)"):
         keep_compiled(str(tmp_path / "file"))
+
+
+def test_a_filled_cache_may_be_read_only(tmp_path, monkeypatch):
+    keep_compiled(str(tmp_path))
+    for name in compile_cache.settings(tmp_path):
+        monkeypatch.delenv(name)
+
+    def refuse(path, *args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied", path) if not os.path.isdir(path) else FileExistsError
+
+    monkeypatch.setattr(os, "mkdir", refuse)
+    keep_compiled(str(tmp_path))
+    assert os.environ["TRITON_CACHE_DIR"].startswith(str(tmp_path))
+    monkeypatch.delenv("TRITON_CACHE_DIR")
+    with pytest.raises(UserError, match=r"data\.cache_dir=.*no folder can be made in it \(Permission denied\)"):
+        keep_compiled(str(tmp_path / "other"))

@@ -2,12 +2,16 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 
+import hydra
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from harness import __main__ as command_line
+from harness.errors import UserError
 from harness.experiment.launch import Task, comparison, read_summary, swept
 
 
@@ -102,3 +106,14 @@ def test_no_trial_means_success():
 def test_folder_names_hold_no_sign_that_a_shell_or_hydra_reads(overrides, name):
     cfg = OmegaConf.create({"overrides": overrides, "name": "${slug:${overrides}}"})
     assert cfg.name == name
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_error_of_the_system_is_a_mistake_only_while_folders_are_made(monkeypatch, begun):
+    def fail():
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(hydra, "main", lambda **options: lambda task: fail)
+    monkeypatch.setattr(sys, "argv", ["harness"])
+    with pytest.raises(OSError if begun else UserError, match="No space left"):
+        command_line._start([], Task(begun=begun))

@@ -118,6 +118,17 @@ def test_what_changes_no_result_makes_an_axis_only_where_a_seed_ran_more_than_on
     assert find_axes(trials) == ["data.workers"] and len(cells_of(trials)) == 2
 
 
+def test_a_list_is_one_part_of_a_cells_name(make_trial, tmp_path):
+    for number, modules in enumerate((["q_proj", "v_proj"], ["q_proj", "k_proj"])):
+        make_trial(tmp_path / "s" / str(number), config={"tuner": {"name": "lora", "target_modules": modules}})
+    trials = read_trials([tmp_path / "s"])
+    find_axes(trials)
+    assert [cell.name for cell in cells_of(trials)] == [
+        'target_modules=["q_proj","v_proj"]',
+        'target_modules=["q_proj","k_proj"]',
+    ]
+
+
 def test_a_study_names_its_axes_and_metric(make_trial, tmp_path):
     (tmp_path / "study.yaml").write_text(
         "name: s\nquestion: which?\nmetric: val/loss\nmode: min\naxes: [optim.lr, seed]\n"
