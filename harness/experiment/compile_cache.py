@@ -29,13 +29,15 @@ def keep_compiled(cache_dir: str | None) -> None:
     for name, value in settings(Path(cache_dir)).items():
         if name in os.environ:
             continue
-        if name.endswith("_DIR"):
-            try:
-                Path(value).mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                remedy = f"no folder can be made in it ({error.strerror}); null keeps nothing"
-                raise reject("data.cache_dir", cache_dir, remedy) from error
+        if name.endswith("_DIR") and not _can_be_made(Path(value)):
+            raise reject("data.cache_dir", cache_dir, "no folder can be made in it; null keeps nothing")
         os.environ[name] = value
+
+
+def _can_be_made(folder: Path) -> bool:
+    """Looks without making it, which is left to who has something to put there."""
+    nearest = next(place for place in (folder, *folder.parents) if place.exists())
+    return nearest.is_dir() and (nearest == folder or os.access(nearest, os.W_OK | os.X_OK))
 
 
 def settings(cache_dir: Path) -> dict[str, str]:

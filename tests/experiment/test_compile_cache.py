@@ -1,9 +1,9 @@
 """Where compiled kernels are kept: below the data's cache, unless the user says otherwise."""
 
-import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -56,23 +56,22 @@ print(cache_dir(), config.fx_graph_cache, functorch.enable_autograd_cache)
     assert folder.startswith(str(tmp_path)) and (graphs, gradients) == ("True", "True")
 
 
-def test_a_folder_that_can_not_be_made_is_said_to_be(tmp_path):
+def test_a_folder_that_can_not_be_made_is_said_to_be(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"data\.cache_dir=.*/file: no folder can be made in it \(Not a directory\)"):
+    with pytest.raises(UserError, match=r"data\.cache_dir=.*/file: no folder can be made in it"):
         keep_compiled(str(tmp_path / "file"))
+    monkeypatch.setattr(os, "access", lambda *args: False)
+    with pytest.raises(UserError, match=r"data\.cache_dir=.*/new: no folder can be made in it"):
+        keep_compiled(str(tmp_path / "new"))
 
 
-def test_a_filled_cache_may_be_read_only(tmp_path, monkeypatch):
-    keep_compiled(str(tmp_path))
-    for name in compile_cache.settings(tmp_path):
+def test_a_filled_cache_may_be_read_only_and_none_is_made(tmp_path, monkeypatch):
+    keep_compiled(str(tmp_path / "cache"))
+    assert not (tmp_path / "cache").exists()
+    for name, folder in compile_cache.settings(tmp_path / "cache").items():
         monkeypatch.delenv(name)
-
-    def refuse(path, *args, **kwargs):
-        raise PermissionError(errno.EACCES, "Permission denied", path) if not os.path.isdir(path) else FileExistsError
-
-    monkeypatch.setattr(os, "mkdir", refuse)
-    keep_compiled(str(tmp_path))
+        if name.endswith("_DIR"):
+            Path(folder).mkdir(parents=True)
+    monkeypatch.setattr(os, "access", lambda *args: False)
+    keep_compiled(str(tmp_path / "cache"))
     assert os.environ["TRITON_CACHE_DIR"].startswith(str(tmp_path))
-    monkeypatch.delenv("TRITON_CACHE_DIR")
-    with pytest.raises(UserError, match=r"data\.cache_dir=.*no folder can be made in it \(Permission denied\)"):
-        keep_compiled(str(tmp_path / "other"))
