@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -91,28 +92,23 @@ def analyse(folders: Sequence[Path], *, metric: str | None = None, tuned: Sequen
 
 
 def budget(cell: Cell, key: str) -> float | None:
-    """Returns the mean of a figure of BUDGETS over the completed trials of a cell.
+    """Returns the mean of a figure of BUDGETS over the completed trials of a cell."""
+    return cell.mean(_FIGURES.get(key, lambda summary: summary.get(key)))
 
-    The way to the first step is no part of a trial's seconds: in a pool of warm processes the first trial goes it for
-    all others.
-    """
-    if key == "wall_time_s":
-        spent = [
-            whole - (trial.summary.get("startup_time_s") or 0.0)
-            for trial in cell.completed
-            if (whole := trial.summary.get(key)) is not None
-        ]
-        return float(np.mean(spent)) if spent else None
-    if key != "tflop":
-        return cell.mean(key)
-    figures = [
-        rate * step * steps
-        for trial in cell.completed
-        if (rate := trial.summary.get("model_tflop_per_s")) is not None
-        and (step := trial.summary.get("step_time_s")) is not None
-        and (steps := trial.summary.get("steps")) is not None
-    ]
-    return float(np.mean(figures)) if figures else None
+
+def _seconds(summary: dict[str, Any]) -> float | None:
+    """Leaves out the way to the first step: in a pool of warm processes the first trial goes it for all others."""
+    whole = summary.get("wall_time_s")
+    return None if whole is None else whole - (summary.get("startup_time_s") or 0.0)
+
+
+def _tflop(summary: dict[str, Any]) -> float | None:
+    rate, step, steps = (summary.get(key) for key in ("model_tflop_per_s", "step_time_s", "steps"))
+    return None if rate is None or step is None or steps is None else rate * step * steps
+
+
+_FIGURES = {"wall_time_s": _seconds, "tflop": _tflop}
+"""Those of BUDGETS that do not stand in summary.json as they are."""
 
 
 def importance(board: Sequence[Ranked], axes: Sequence[str]) -> list[tuple[str, float]]:

@@ -1,5 +1,6 @@
 """One trial as a report sees it, and the cell that it belongs to."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,9 +103,9 @@ class Cell:
         """Returns the metric of each seed that has it."""
         return {trial.seed: trial.values[metric] for trial in self.completed if metric in trial.values}
 
-    def mean(self, key: str) -> float | None:
-        """Returns the mean of a figure of summary.json over the trials that have it."""
-        found = [value for trial in self.completed if isinstance(value := trial.summary.get(key), int | float)]
+    def mean(self, figure: Callable[[dict[str, Any]], float | None]) -> float | None:
+        """Returns the mean of a figure, told from summary.json, over the completed trials that have it."""
+        found = [value for trial in self.completed if isinstance(value := figure(trial.summary), int | float)]
         return float(np.mean(found)) if found else None
 
 
